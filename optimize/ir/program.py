@@ -1,0 +1,114 @@
+"""The type that flows: graphs, weights and a loop, never changed in place."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from optimize.ir.denoise import DenoiseLoop
+from optimize.ir.graph import Graph
+from optimize.ir.torch_engine import TorchEngine
+from optimize.runtime.driver import Run
+from optimize.runtime.loop import Loop, Signature
+from optimize.runtime.request import check_request
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one pass did.
+
+    Attributes:
+        name: the pass's name.
+        options: its options, JSON-able.
+        sites: names of the places it rewrote.
+        declined: why it did not apply, or None.
+        flops_before: floating-point operations of one request before the pass.
+        flops_after: the same after it.
+        error: relative error of the result against the program before the first pass, on the
+            calibration inputs; None when it was not verified.
+        seconds: time the pass took, verification included.
+        oracles: name of each check that ran → what it measured.
+        details: what the report draws (active tokens by step, coefficient tables …).
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sites: tuple[str, ...] = ()
+    declined: str | None = None
+    flops_before: float = 0.0
+    flops_after: float = 0.0
+    error: float | None = None
+    seconds: float = 0.0
+    oracles: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model and the loop that calls it.
+
+    Attributes:
+        graphs: role → graph. Roles of a denoising program: "denoiser" and "solver", or "step"
+            variants once the solver is fused; "decoder" where there is a VAE.
+        weights: name → tensor, shared by all graphs; a tied weight is stored once.
+        loop: how the graphs are called.
+        tables: name → one row per step; float64-computed, stored as the graphs want them.
+        signature: what a request may contain and what it returns.
+        description: what the user said about the loop; passes make new schedules from it.
+        history: one record per pass.
+        notes: facts found at capture that a user should know, such as "batch is fixed at 2".
+    """
+
+    graphs: Mapping[str, Graph]
+    weights: Mapping[str, torch.Tensor]
+    loop: Loop
+    tables: Mapping[str, NDArray[Any]]
+    signature: Signature
+    description: DenoiseLoop | None = None
+    history: tuple[Record, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __call__(
+        self,
+        *,
+        seed: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        **request: Any,
+    ) -> dict[str, torch.Tensor]:
+        """Runs the loop in PyTorch.
+
+        Args:
+            seed: in [0, 2**64); draws the noise that the request does not give.
+            progress: called after each step with (steps done, steps in all).
+            request: the fields of `signature`, as tensors, arrays or numbers.
+        Returns:
+            Result name → tensor.
+        Raises:
+            RuntimeInputError: the request does not fit the signature.
+        """
+        checked = check_request(self.signature, self.loop, as_arrays(request), seed)
+        run = Run(
+            loop=self.loop,
+            tables=self.tables,
+            engine=TorchEngine(self.graphs, self.weights),
+            sizes=checked.sizes,
+            request=checked.arrays,
+            request_dtypes=checked.dtypes,
+            seed=checked.seed,
+            progress=progress,
+        )
+        return {name: torch.from_numpy(array) for name, array in run.execute().items()}
+
+
+def as_arrays(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors as numpy arrays; bfloat16, which numpy lacks, as float32."""
+    arrays: dict[str, Any] = {}
+    for name, item in request.items():
+        if isinstance(item, torch.Tensor):
+            tensor = item.detach().cpu()
+            item = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        arrays[name] = item if isinstance(item, (np.ndarray, str)) else item
+    return arrays

@@ -1,0 +1,164 @@
+"""How graphs are called, as data: the part of a program that no engine can hold.
+
+A `Loop` has state slots and a body of `Call`s and `Repeat`s. A call's inputs come from a request
+field, a state slot, the current row of a table, or noise; its outputs go to state slots or are
+appended to a result. Nothing is computed here: every number is made by a graph.
+
+    Loop(
+        slots=(Slot(name="latent", dtype="float32", shape=("batch", 1, 32, 32),
+                    initial=Binding(source="noise", name="latent")),),
+        noise=(Noise(name="latent", dtype="float32", shape=("batch", 1, 32, 32)),),
+        body=(Repeat(steps=("step",) * 8, bodies={"step": (Call(
+            graph="step",
+            inputs={"latent": Binding(source="state", name="latent"),
+                    "timestep": Binding(source="table", name="timestep")},
+            outputs={"latent": Destination(state="latent")}),)}),),
+        results={"latent": "latent"})
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Identifier = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
+"""Names of graphs, slots, tables, inputs and outputs."""
+
+Dimension = (
+    Annotated[int, Field(ge=0, le=2**31)]
+    | Annotated[str, Field(max_length=200, pattern=r"^([1-9]\d{0,5}\*)?[A-Za-z_][A-Za-z0-9_]*$")]
+)
+"""A size, or one that a request decides: its name, or a multiple of it ("batch", "2*batch")."""
+
+DType = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "bool"]
+
+
+class Data(BaseModel):
+    """Base of everything stored in a manifest: strict, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Binding(Data):
+    """Where a value comes from; `table` means the row of the innermost loop's current step."""
+
+    source: Literal["request", "state", "table", "noise"]
+    name: Identifier
+
+
+class Destination(Data):
+    """Where an output goes: replaces a state slot, or is appended to a result."""
+
+    state: Identifier | None = None
+    append: Identifier | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Destination":
+        if (self.state is None) == (self.append is None):
+            raise ValueError("a destination has exactly one of `state` and `append`")
+        return self
+
+
+class Slot(Data):
+    """A value kept between calls. Without `initial` it starts as zeros.
+
+    `in_place`: the graphs that write the slot read it only in the node that updates it, so an
+    engine may give input and output the same memory.
+    """
+
+    name: Identifier
+    dtype: DType
+    shape: tuple[Dimension, ...]
+    initial: Binding | None = None
+    in_place: bool = False
+
+
+class Noise(Data):
+    """Standard normal numbers times `scale`, drawn anew for each step from (seed, name, step).
+
+    A request may give the array itself under the same name; it is then used as it is.
+    """
+
+    name: Identifier
+    dtype: DType
+    shape: tuple[Dimension, ...]
+    scale: float = 1.0
+
+
+class Call(Data):
+    """One engine call."""
+
+    graph: Identifier
+    inputs: dict[Identifier, Binding]
+    outputs: dict[Identifier, Destination]
+
+
+class Repeat(Data):
+    """Runs one of `bodies` per step, in the order `steps` names them.
+
+    `until` names a boolean slot read after each step; the loop ends when all its elements are true.
+    """
+
+    steps: tuple[Identifier, ...] = Field(max_length=1_000_000)
+    bodies: dict[Identifier, tuple["Call | Repeat", ...]]
+    until: Identifier | None = None
+
+    @model_validator(mode="after")
+    def _known_bodies(self) -> "Repeat":
+        unknown = sorted(set(self.steps) - set(self.bodies))
+        if unknown:
+            raise ValueError(f"steps name unknown bodies {unknown}, known: {sorted(self.bodies)}")
+        return self
+
+
+class Loop(Data):
+    """Slots, noise, body, and which slot is returned under which result name."""
+
+    slots: tuple[Slot, ...]
+    noise: tuple[Noise, ...] = ()
+    body: tuple[Call | Repeat, ...]
+    results: dict[Identifier, Identifier]
+
+
+class Input(Data):
+    """A request field: conditioning, guidance scale, initial latent.
+
+    `low` and `high` bound the values (inclusive) where the field has a range.
+    """
+
+    name: Identifier
+    dtype: DType
+    shape: tuple[Dimension, ...]
+    default: float | int | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class Signature(Data):
+    """What a request may contain and what it returns.
+
+    `dimensions` gives the allowed range (low, high) of each named size.
+    """
+
+    inputs: tuple[Input, ...]
+    dimensions: dict[Identifier, tuple[int, int]]
+    outputs: tuple[Identifier, ...]
+
+
+def size_of(dimension: int | str, sizes: dict[str, int]) -> int:
+    """The size of a dimension, given the named sizes of a request."""
+    if isinstance(dimension, int):
+        return dimension
+    factor, _, name = dimension.rpartition("*")
+    return int(factor or 1) * sizes[name]
+
+
+def calls(body: tuple[Call | Repeat, ...]) -> list[Call]:
+    """Every call of a body, in order, each once."""
+    found: list[Call] = []
+    for item in body:
+        if isinstance(item, Call):
+            found.append(item)
+        else:
+            for inner in item.bodies.values():
+                found.extend(calls(inner))
+    return found
