@@ -1,0 +1,123 @@
+"""Adds nodes to a graph while keeping shapes: each new node is run on fake tensors as it is made."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from optimize.ir.graph import Graph
+
+
+class Builder:
+    """Builds one graph from nodes of others.
+
+    Args:
+        fake_mode: the mode the source graphs' fake tensors belong to.
+    """
+
+    def __init__(self, fake_mode: FakeTensorMode) -> None:
+        self.fake_mode = fake_mode
+        self.graph = fx.Graph()
+        self.weights: dict[str, str] = {}
+        self.inputs: list[str] = []
+        self._by_weight: dict[str, fx.Node] = {}
+        self._last_placeholder: fx.Node | None = None
+
+    def _placeholder(self, name: str, value: torch.Tensor) -> fx.Node:
+        """A placeholder behind the others, wherever building has got to."""
+        if self._last_placeholder is not None:
+            point = self.graph.inserting_after(self._last_placeholder)
+        else:
+            point = self.graph.inserting_before(self.graph._root.next)
+        with point:
+            node = self.graph.placeholder(name)
+        node.meta["val"] = value
+        self._last_placeholder = node
+        return node
+
+    def input(self, name: str, value: torch.Tensor) -> fx.Node:
+        """A new input; `value` is its fake tensor."""
+        node = self._placeholder(name, value)
+        if node.name != name:
+            raise ValueError(f"input {name!r}: the name is taken or no identifier")
+        self.inputs.append(node.name)
+        return node
+
+    def weight(self, name: str, value: torch.Tensor) -> fx.Node:
+        """The placeholder of a weight; the same one when asked for again."""
+        if name not in self._by_weight:
+            node = self._placeholder("w_" + name.replace(".", "_"), value)
+            self.weights[node.name] = name
+            self._by_weight[name] = node
+        return self._by_weight[name]
+
+    def fake(self, shape: Sequence[int | torch.SymInt], dtype: torch.dtype) -> torch.Tensor:
+        """A fake tensor, for a new input."""
+        with self.fake_mode:
+            return torch.empty(tuple(shape), dtype=dtype)
+
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """A new node; arguments may be nodes, numbers, and lists of these."""
+        node = self.graph.call_function(target, args, kwargs)
+        self._evaluate(node)
+        return node
+
+    def copy(self, node: fx.Node, mapping: Mapping[fx.Node, fx.Node], evaluate: bool) -> fx.Node:
+        """A copy of a node with its inputs mapped; `evaluate` where shapes may have changed."""
+        new = self.graph.node_copy(node, lambda old: mapping[old])
+        new.meta = dict(node.meta)
+        if evaluate:
+            self._evaluate(new)
+        return new
+
+    def inline(self, graph: Graph, arguments: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
+        """Copies a whole graph with its inputs bound to nodes; returns output name → node."""
+        mapping: dict[fx.Node, fx.Node] = {}
+        for node in graph.graph.nodes:
+            if node.op == "placeholder":
+                if node.name in graph.weights:
+                    mapping[node] = self.weight(graph.weights[node.name], node.meta["val"])
+                else:
+                    mapping[node] = arguments[node.name]
+            elif node.op == "call_function":
+                mapping[node] = self.copy(node, mapping, evaluate=False)
+        return {name: mapping[node] for name, node in graph.output_nodes().items()}
+
+    def _evaluate(self, node: fx.Node) -> None:
+        def value(item: Any) -> Any:
+            return item.meta["val"] if isinstance(item, fx.Node) else item
+
+        args, kwargs = pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
+        with self.fake_mode, torch.no_grad():
+            node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def finish(self, outputs: Mapping[str, fx.Node], dimensions: Mapping[str, str]) -> Graph:
+        """The graph, with dead nodes and unused weights removed; inputs stay, used or not."""
+        self.graph.output(tuple(outputs.values()))
+        for node in reversed(list(self.graph.nodes)):
+            unused = not node.users and node.op != "output"
+            if unused and (node.op == "call_function" or node.name in self.weights):
+                self.graph.erase_node(node)
+        remaining = {node.name for node in self.graph.nodes}
+        module = fx.GraphModule(torch.nn.Module(), self.graph)
+        return Graph(
+            module=module,
+            weights={name: weight for name, weight in self.weights.items() if name in remaining},
+            inputs=tuple(self.inputs),
+            outputs=tuple(outputs),
+            dimensions=dict(dimensions),
+        )
+
+
+def fake_mode_of(graph: Graph) -> FakeTensorMode:
+    """The fake tensor mode that the values of a graph belong to."""
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch._subclasses.FakeTensor):
+            return value.fake_mode
+    raise ValueError("the graph has no fake tensors")
+
+
