@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from optimize.capture.check_model import check_example_inputs, check_finite, check_module
+from optimize.capture.check_model import check_example_inputs, check_module
 from optimize.ir.errors import InputModelError
 from optimize.ir.graph import Graph, copy_graph
 
@@ -27,18 +27,14 @@ class Traced:
     notes: tuple[str, ...]
 
 
-def prepare(model: Any, example_inputs: Any, *, allow_nonfinite: bool = False) -> dict[str, Any]:
+def prepare(model: Any, example_inputs: Any) -> dict[str, Any]:
     """All checks that need no tracing; returns the example inputs as a dict.
 
     Raises:
         InputModelError: not a module, parameters without data, wrong example inputs.
-        NumericsError: NaN or Inf in the weights.
     """
     check_module(model)
-    inputs = check_example_inputs(model, example_inputs)
-    if not allow_nonfinite:
-        check_finite(model)
-    return inputs
+    return check_example_inputs(model, example_inputs)
 
 
 @contextmanager
