@@ -5,7 +5,7 @@ A pass is a function from a program to a program, with its preconditions and its
     declines(program)             why it does not apply, or None
     rewrite(program)              the new program; the old one is unchanged
     identity()                    the options at which it must change nothing
-    oracles(before, after)        checks that hold at these options
+    oracles(before, after, …)     checks that hold at these options
 
 `passes.pipeline` runs them in this order and writes the record.
 """
@@ -44,6 +44,10 @@ class OracleResult:
         return self.measured <= self.bound
 
 
+class Declined(Exception):
+    """Raised by `rewrite` for a reason to decline that only shows while rewriting."""
+
+
 class Pass(ABC):
     """Base of every pass; subclasses are final frozen dataclasses, one per module.
 
@@ -72,12 +76,18 @@ class Pass(ABC):
 
     @abstractmethod
     def rewrite(self, program: Program) -> Rewritten:
-        """The new program; may assume that `declines` returned None."""
+        """The new program; may assume that `declines` returned None.
+
+        Raises:
+            Declined: a precondition that only shows while rewriting.
+        """
 
     @abstractmethod
     def identity(self) -> Self:
         """This pass with options at which it must change nothing."""
 
-    def oracles(self, before: Program, after: Program) -> list[OracleResult]:
-        """Checks that hold at these options, beyond the ones of every pass."""
+    def oracles(
+        self, before: Program, after: Program, request: Mapping[str, Any]
+    ) -> list[OracleResult]:
+        """Checks that hold at these options, run on a calibration request."""
         return []

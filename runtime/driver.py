@@ -73,6 +73,10 @@ class Run:
             results[name] = self.engine.download(self._state[slot])
         return results
 
+    def read(self, slot: str) -> NDArray[Any]:
+        """The current value of a state slot, on the host."""
+        return self.engine.download(self._state[slot]).copy()
+
     def _shape(self, dimensions: tuple[int | str, ...]) -> tuple[int, ...]:
         return tuple(size_of(dimension, self.sizes) for dimension in dimensions)
 

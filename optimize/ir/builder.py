@@ -75,6 +75,13 @@ class Builder:
 
     def inline(self, graph: Graph, arguments: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
         """Copies a whole graph with its inputs bound to nodes; returns output name → node."""
+        mapping = self.inlined_nodes(graph, arguments)
+        return {name: mapping[node] for name, node in graph.output_nodes().items()}
+
+    def inlined_nodes(
+        self, graph: Graph, arguments: Mapping[str, fx.Node]
+    ) -> dict[fx.Node, fx.Node]:
+        """Copies a whole graph with its inputs bound to nodes; returns old node → new node."""
         mapping: dict[fx.Node, fx.Node] = {}
         for node in graph.graph.nodes:
             if node.op == "placeholder":
@@ -84,7 +91,7 @@ class Builder:
                     mapping[node] = arguments[node.name]
             elif node.op == "call_function":
                 mapping[node] = self.copy(node, mapping, evaluate=False)
-        return {name: mapping[node] for name, node in graph.output_nodes().items()}
+        return mapping
 
     def _evaluate(self, node: fx.Node) -> None:
         def value(item: Any) -> Any:

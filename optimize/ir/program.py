@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -46,6 +45,12 @@ class Record:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+class StepPlan(Protocol):
+    """Chooses the body of each step of a denoising loop, for any number of steps."""
+
+    def bodies(self, steps: int) -> tuple[str, ...]: ...
+
+
 @dataclass(frozen=True)
 class Program:
     """A model and the loop that calls it.
@@ -58,6 +63,7 @@ class Program:
         tables: name → one row per step; float64-computed, stored as the graphs want them.
         signature: what a request may contain and what it returns.
         description: what the user said about the loop; passes make new schedules from it.
+        plan: which body of the loop each step runs; None runs "step" at every step.
         history: one record per pass.
         notes: facts found at capture that a user should know, such as "batch is fixed at 2".
     """
@@ -68,6 +74,7 @@ class Program:
     tables: Mapping[str, NDArray[Any]]
     signature: Signature
     description: DenoiseLoop | None = None
+    plan: StepPlan | None = None
     history: tuple[Record, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -89,8 +96,28 @@ class Program:
         Raises:
             RuntimeInputError: the request does not fit the signature.
         """
+        run = self._run(request, seed)
+        run.progress = progress
+        return {name: torch.from_numpy(array) for name, array in run.execute().items()}
+
+    def watch(
+        self, slots: tuple[str, ...], *, seed: int | None = None, **request: Any
+    ) -> dict[str, list[NDArray[Any]]]:
+        """Runs the loop and returns the value of some state slots after each step."""
+        run = self._run(request, seed)
+        seen: dict[str, list[NDArray[Any]]] = {slot: [] for slot in slots}
+
+        def look(done: int, total: int) -> None:
+            for slot in slots:
+                seen[slot].append(run.read(slot))
+
+        run.progress = look
+        run.execute()
+        return seen
+
+    def _run(self, request: Mapping[str, Any], seed: int | None) -> Run:
         checked = check_request(self.signature, self.loop, as_arrays(request), seed)
-        run = Run(
+        return Run(
             loop=self.loop,
             tables=self.tables,
             engine=TorchEngine(self.graphs, self.weights),
@@ -98,9 +125,7 @@ class Program:
             request=checked.arrays,
             request_dtypes=checked.dtypes,
             seed=checked.seed,
-            progress=progress,
         )
-        return {name: torch.from_numpy(array) for name, array in run.execute().items()}
 
 
 def as_arrays(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,5 +135,5 @@ def as_arrays(request: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(item, torch.Tensor):
             tensor = item.detach().cpu()
             item = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-        arrays[name] = item if isinstance(item, (np.ndarray, str)) else item
+        arrays[name] = item
     return arrays
