@@ -21,10 +21,10 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from optimize.ir.builder import Builder, fake_mode_of
-from optimize.ir.denoise import Levels, check_steps
+from optimize.ir.denoise import Levels, Prediction, check_steps
 from optimize.ir.graph import Graph
 from optimize.ir.program import Program
-from optimize.ir.solver_step import SolverStep
+from optimize.ir.solver_step import SolverStep, constant_error
 from optimize.passes.pass_base import Declined, OracleResult, Pass, Rewritten
 from optimize.passes.solvers.catalog import HIGHEST_ORDER, SOLVERS
 from optimize.runtime.loop import Binding, Call, Destination, Repeat, Slot
@@ -80,9 +80,8 @@ class FuseSolver(Pass):
         assert description is not None
         steps = description.steps if self.steps is None else self.steps
         levels = description.levels(steps)
-        order = min(2, HIGHEST_ORDER[self.solver]) if self.order is None else self.order
         try:
-            step = SOLVERS[self.solver](levels, description.prediction, order)
+            step = self._step(levels, description.prediction)
         except ValueError as reason:
             raise Declined(str(reason)) from reason
         (repeat,) = program.loop.body
@@ -144,19 +143,16 @@ class FuseSolver(Pass):
         """A denoiser that is always right about a constant must be followed exactly."""
         assert after.description is not None
         levels = after.description.levels()
-        table = after.tables["coefficients"].astype(np.float64)
-        return [OracleResult("constant_is_exact", constant_error(levels, table), 1e-5)]
+        step = self._step(levels, after.description.prediction)
+        stored = replace(step, table=after.tables["coefficients"].astype(np.float64))
+        error = constant_error(levels, after.description.prediction, stored)
+        # Rows of epsilon models reach 1 / alpha of pure noise: float32 keeps seven of its digits.
+        scale = max(1.0, float(np.abs(stored.table[:, :2]).max()))
+        return [OracleResult("constant_is_exact", error / scale, 1e-6)]
 
-
-def constant_error(levels: Levels, table: Any) -> float:
-    """How far a table moves off the path of a constant clean estimate; the largest over steps.
-
-    A data-form row must satisfy a alpha + sum(b) = alpha', an Euler row d = sigma' - sigma.
-    """
-    if table.shape[1] == 1:
-        return float(np.abs(table[:, 0] - np.diff(levels.sigma)).max())
-    gained = table[:, 2] * levels.alpha[:-1] + table[:, 3:].sum(axis=1)
-    return float(np.abs(gained - levels.alpha[1:]).max())
+    def _step(self, levels: Levels, prediction: Prediction) -> SolverStep:
+        order = min(2, HIGHEST_ORDER[self.solver]) if self.order is None else self.order
+        return SOLVERS[self.solver](levels, prediction, order)
 
 
 def fused_name(name: str) -> str:

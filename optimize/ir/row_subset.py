@@ -238,7 +238,8 @@ class RowSubset:
         """Gathers the wanted rows of a whole tensor; the rest of the graph sees only these."""
         whole = self.mapping[node]
         dimension = self._one_dimension(node)
-        self.mapping[node] = self._gather_at(node, whole, dimension, whole.meta["val"].ndim)
+        batch = self.axes.of(node)[0]
+        self.mapping[node] = self._gather_at(node, whole, dimension, whole.meta["val"].ndim, batch)
         self._whole[node] = whole
         self.active.add(node)
 
@@ -253,17 +254,16 @@ class RowSubset:
 
     def _gather(self, item: fx.Node, consumer: fx.Node) -> fx.Node:
         """The wanted rows of a whole tensor, in the form its consumer broadcasts it."""
-        rank = self._rank(consumer)
-        return self._gather_at(item, self.mapping[item], self._one_dimension(item), rank)
+        is_tensor = self.axes.is_tensor(consumer)
+        result = self.axes.of(consumer) if is_tensor else self.axes.of_item(consumer, 0)
+        dimension = self._one_dimension(item)
+        return self._gather_at(item, self.mapping[item], dimension, len(result), result[0])
 
-    def _rank(self, node: fx.Node) -> int:
-        value = node.meta["val"]
-        return int((value if isinstance(value, torch.Tensor) else value[0]).ndim)
-
-    def _gather_at(self, node: fx.Node, whole: fx.Node, dimension: int, rank: int) -> fx.Node:
+    def _gather_at(
+        self, node: fx.Node, whole: fx.Node, dimension: int, rank: int, batch: Axis
+    ) -> fx.Node:
         """Gathers along one dimension, after adding leading dimensions up to `rank`."""
-        own = self.axes.of(node)
-        index = self._index(own[dimension], own[0])
+        index = self._index(self.axes.of(node)[dimension], batch)
         missing = rank - whole.meta["val"].ndim
         if dimension + missing == 0:
             missing += 1
@@ -377,7 +377,7 @@ class RowSubset:
             if mask in self.active:
                 raise CannotSubset(f"node {node.name}: the attention mask depends on the latent")
             if rows is not None and rows.extent != 1 and self.axes.contains(rows, self.axis):
-                arguments[mask] = self._mask_rows(mask, self._rank(node))
+                arguments[mask] = self._mask_rows(mask, self.axes.of(node))
         arguments[query] = self.mapping[query]
         # Query, key and value may be one node; then only the query keeps the wanted rows.
         new_args = list(node.args)
@@ -393,17 +393,10 @@ class RowSubset:
         self.mapping[node].meta["stack_trace"] = node.meta.get("stack_trace")
         self.active.add(node)
 
-    def _mask_rows(self, mask: fx.Node, rank: int) -> fx.Node:
-        own = self.axes.of(mask)
-        dimension = len(own) - 2
-        value = self.mapping[mask]
-        missing = rank - len(own)
-        for _ in range(missing):
-            value = self.builder.call(aten.unsqueeze.default, value, 0)
-        index = self._index(own[dimension], own[0])
-        return self.builder.call(
-            torch.ops.optimize.gather_rows.default, value, index, dimension + missing
-        )
+    def _mask_rows(self, mask: fx.Node, result: list[Axis]) -> fx.Node:
+        """The wanted query rows of a mask; its key dimension stays whole."""
+        dimension = len(self.axes.of(mask)) - 2
+        return self._gather_at(mask, self.mapping[mask], dimension, len(result), result[0])
 
     def _copy(
         self,

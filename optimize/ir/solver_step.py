@@ -3,15 +3,16 @@
 Two expressions cover the explicit solvers. `EulerStep` moves along the flow; `DataStep` is the
 general linear multistep update in the clean estimate ("data") form:
 
-    denoised = convert_latent * latent + convert_prediction * prediction
-    latent'  = a * latent + b0 * denoised + b1 * denoised[-1] + b2 * denoised[-2]
+    latent'  = a * latent + b * prediction + c1 * denoised[-1] + c2 * denoised[-2]
+    denoised = d * latent + e * prediction                          (kept for the next steps)
 
+The current clean estimate is folded into a and b: near pure noise d and e are large and of opposite
+sign, and adding them up in float32 would lose digits.
 The numbers are computed in float64 by `optimize.passes.solvers` and stored as the latent's dtype.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,39 +25,15 @@ from optimize.ir.denoise import Levels, Prediction
 aten = torch.ops.aten
 
 
-class SolverStep(Protocol):
-    """A solver for one schedule: its table, and the nodes of one step.
+@dataclass(frozen=True)
+class EulerStep:
+    """latent + row[0] * prediction.
 
     Attributes:
         name: as in recipes.
         table: [steps, width] float64, one row per step.
         history: how many earlier clean estimates a step reads.
     """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def table(self) -> NDArray[np.float64]: ...
-
-    @property
-    def history(self) -> int: ...
-
-    def build(
-        self,
-        builder: Builder,
-        latent: fx.Node,
-        prediction: fx.Node,
-        row: fx.Node,
-        history: Sequence[fx.Node],
-    ) -> tuple[fx.Node, list[fx.Node]]:
-        """Adds one step's nodes; returns the new latent and the new history, newest first."""
-        ...
-
-
-@dataclass(frozen=True)
-class EulerStep:
-    """latent + row[0] * prediction."""
 
     name: str
     table: NDArray[np.float64]
@@ -70,6 +47,7 @@ class EulerStep:
         row: fx.Node,
         history: Sequence[fx.Node],
     ) -> tuple[fx.Node, list[fx.Node]]:
+        """Adds one step's nodes; returns the new latent and the new history, newest first."""
         step = builder.call(aten.select.int, row, 0, 0)
         change = builder.call(aten.mul.Tensor, prediction, step)
         return builder.call(aten.add.Tensor, latent, change), []
@@ -77,7 +55,7 @@ class EulerStep:
 
 @dataclass(frozen=True)
 class DataStep:
-    """The linear multistep update; columns: convert_latent, convert_prediction, a, b0, b1 …"""
+    """The linear multistep update; columns: a, b, c1 … c_history, and d, e if there is a history."""
 
     name: str
     table: NDArray[np.float64]
@@ -91,16 +69,42 @@ class DataStep:
         row: fx.Node,
         history: Sequence[fx.Node],
     ) -> tuple[fx.Node, list[fx.Node]]:
-        def scaled(tensor: fx.Node, column: int) -> fx.Node:
-            number = builder.call(aten.select.int, row, 0, column)
-            return builder.call(aten.mul.Tensor, tensor, number)
+        """Adds one step's nodes; returns the new latent and the new history, newest first."""
 
-        denoised = builder.call(aten.add.Tensor, scaled(latent, 0), scaled(prediction, 1))
-        estimates = [denoised, *history][: self.history + 1]
-        result = scaled(latent, 2)
-        for column, estimate in enumerate(estimates, start=3):
-            result = builder.call(aten.add.Tensor, result, scaled(estimate, column))
-        return result, estimates[: self.history]
+        def combined(tensors: Sequence[fx.Node], column: int) -> fx.Node:
+            terms = []
+            for offset, tensor in enumerate(tensors):
+                number = builder.call(aten.select.int, row, 0, column + offset)
+                terms.append(builder.call(aten.mul.Tensor, tensor, number))
+            result = terms[0]
+            for term in terms[1:]:
+                result = builder.call(aten.add.Tensor, result, term)
+            return result
+
+        moved = combined([latent, prediction, *history], 0)
+        if not self.history:
+            return moved, []
+        denoised = combined([latent, prediction], 2 + self.history)
+        return moved, [denoised, *history][: self.history]
+
+
+SolverStep = EulerStep | DataStep
+"""A solver for one schedule: its table, and the nodes of one step."""
+
+
+def data_step(
+    name: str, levels: Levels, prediction: Prediction, rows: NDArray[np.float64]
+) -> DataStep:
+    """A multistep solver from its rows in the clean estimate.
+
+    Args:
+        rows: [steps, 2 + history]: (a, b0, b1 …) of latent' = a latent + b0 denoised + b1 …
+    """
+    convert = conversion(levels, prediction)
+    history = rows.shape[1] - 2
+    now = rows[:, 1:2] * convert + np.stack([rows[:, 0], np.zeros(len(rows))], axis=1)
+    columns = [now, rows[:, 2:], convert] if history else [now]
+    return DataStep(name, np.concatenate(columns, axis=1), history)
 
 
 def conversion(levels: Levels, prediction: Prediction) -> NDArray[np.float64]:
@@ -134,5 +138,29 @@ def plain_step(levels: Levels, prediction: Prediction) -> SolverStep:
     """The solver of a captured program before any pass: Euler for flow models, else DDIM."""
     if prediction == "flow":
         return EulerStep("euler", np.diff(levels.sigma)[:, None])
-    table = np.concatenate([conversion(levels, prediction), first_order(levels)], axis=1)
-    return DataStep("ddim", table, history=0)
+    return data_step("ddim", levels, prediction, first_order(levels))
+
+
+def constant_error(levels: Levels, prediction: Prediction, step: SolverStep) -> float:
+    """How far a table strays when the network always finds the same clean value; largest step.
+
+    Any linear solver must follow alpha * clean + sigma * noise exactly then.
+    """
+    alpha, sigma = levels.alpha, levels.sigma
+    worst = 0.0
+    for clean, noise in ((1.0, 0.0), (0.0, 1.0)):
+        path = alpha * clean + sigma * noise
+        now = path[:-1]
+        output = {
+            "flow": np.full_like(now, noise - clean),
+            "epsilon": np.full_like(now, noise),
+            "v": alpha[:-1] * noise - sigma[:-1] * clean,
+            "denoised": np.full_like(now, clean),
+        }[prediction]
+        if isinstance(step, EulerStep):
+            moved = now + step.table[:, 0] * output
+        else:
+            moved = step.table[:, 0] * now + step.table[:, 1] * output
+            moved = moved + step.table[:, 2 : 2 + step.history].sum(axis=1) * clean
+        worst = max(worst, float(np.abs(moved - path[1:]).max()))
+    return worst

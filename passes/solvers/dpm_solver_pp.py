@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimize.ir.denoise import Levels, Prediction
-from optimize.ir.solver_step import DataStep, SolverStep, conversion
+from optimize.ir.solver_step import SolverStep, data_step
 
 FEW_STEPS = 15
 """Below this many steps the last two lower their order, as in diffusers."""
@@ -62,11 +62,8 @@ def dpm_solver_pp(
         if sigma[step + 1] == 0:
             use = 1
         rows.append(_row(alpha, sigma, half_log_snr, step, use, third_order_factor))
-    table = np.zeros((levels.steps, 3 + order))
-    table[:, :2] = conversion(levels, prediction)
-    for step, row in enumerate(rows):
-        table[step, 2 : 2 + len(row)] = row
-    return DataStep(f"dpm_solver_pp_{order}", table, history=order - 1)
+    padded = np.array([row + [0.0] * (order + 1 - len(row)) for row in rows])
+    return data_step(f"dpm_solver_pp_{order}", levels, prediction, padded)
 
 
 def _row(
