@@ -100,8 +100,12 @@ class GuidedDenoiser(nn.Module):
         self.state_dtype = torch.float64 if latent.dtype == torch.float64 else torch.float32
         self.time_dtype = inputs[loop.timestep].dtype
         self.time_is_batched = inputs[loop.timestep].ndim > 0
-        self.batch = int(latent.shape[0])
-        self.parameters_of_forward = set(inputs)
+        # Decided here: comparing sizes while tracing would fix the batch.
+        self.batched = {
+            name
+            for name, item in inputs.items()
+            if isinstance(item, torch.Tensor) and item.ndim and item.shape[0] == latent.shape[0]
+        }
 
     def example_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of `forward` that stand for the example inputs of the module."""
@@ -148,18 +152,19 @@ class GuidedDenoiser(nn.Module):
         output = self.module(**{loop.latent: noisy, loop.timestep: time, **arguments})
         prediction = self._mean(_first_tensor(output), latent).to(self.state_dtype)
         if scale is not None:
-            unconditional, conditional = prediction.chunk(2)
+            # Not `chunk`, which would fix the batch.
+            unconditional, conditional = prediction[:batch], prediction[batch:]
             prediction = unconditional + scale * (conditional - unconditional)
         return (prediction,)
 
     def _doubled(self, name: str, item: Any) -> Any:
         """A shared argument for both halves; null values fill the unconditional one."""
-        if not isinstance(item, torch.Tensor) or item.ndim == 0:
+        if name not in self.batched:
             return item
         if name in self.loop.null_values:
             null = torch.full_like(item, self.loop.null_values[name])
             return torch.cat([null, item])
-        return torch.cat([item, item]) if item.shape[0] == self.batch else item
+        return torch.cat([item, item])
 
     def _mean(self, output: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         """Drops the learned variance: the second half of the one dimension twice too long."""
