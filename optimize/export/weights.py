@@ -1,34 +1,22 @@
 """Lays the weights of all graphs into one safetensors file, each storage once.
 
-The header is written by hand because the tensors are streamed: no copy of a weight is made, and
-the place of each is known before the first byte is written.
+The tensors are streamed: no copy of a weight is made, and the place of each is known before the
+first byte is written.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from optimize.ir.torch_engine import DTYPE_NAMES
+from optimize.runtime.tensors import tensors_header
+
 WEIGHTS_FILE = "weights.safetensors"
 
 ALIGNMENT = 64
 """Bytes; the width of a cache line and of the widest vector registers."""
-
-SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-
 
 @dataclass(frozen=True)
 class Place:
@@ -74,34 +62,25 @@ def layout_weights(weights: Mapping[str, torch.Tensor], used: Iterable[str]) -> 
     owner: dict[str, str] = {}
     for name in sorted(set(used)):
         owner[name] = first.setdefault(_identity(weights[name], name), name)
-    order = sorted(set(owner.values()), key=lambda n: (_bytes(weights[n]) % ALIGNMENT > 0, n))
-    # The format wants numbers aligned to their own size, so wide dtypes precede narrow ones.
-    order.sort(
-        key=lambda n: (
-            _bytes(weights[n]) % ALIGNMENT > 0,
-            -weights[n].element_size() if _bytes(weights[n]) % ALIGNMENT else 0,
-        )
+    # Within the rest, wide dtypes come first: the format aligns numbers to their own size.
+    order = sorted(
+        set(owner.values()),
+        key=lambda n: (0, n) if _bytes(weights[n]) % ALIGNMENT == 0 else (9 - weights[n].itemsize, n),
     )
-    entries: dict[str, Any] = {}
-    position = 0
+    header = tensors_header(
+        [(n, DTYPE_NAMES[weights[n].dtype], tuple(weights[n].shape)) for n in order], ALIGNMENT
+    )
+    offsets: dict[str, int] = {}
+    position = len(header)
     for name in order:
-        tensor = weights[name]
-        end = position + _bytes(tensor)
-        entries[name] = {
-            "dtype": SAFETENSORS_DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    header = len(text).to_bytes(8, "little") + text
+        offsets[name] = position
+        position += _bytes(weights[name])
     places = {
         name: Place(
             name=kept,
             dtype=weights[kept].dtype,
             shape=tuple(weights[kept].shape),
-            offset=len(header) + entries[kept]["data_offsets"][0],
+            offset=offsets[kept],
             length=_bytes(weights[kept]),
         )
         for name, kept in owner.items()
