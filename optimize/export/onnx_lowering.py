@@ -2,7 +2,7 @@
 
 A lowering is a function of the builder, the FX node and the node's arguments, where every tensor
 argument (and every symbolic size) is already an ONNX value. Ops that are not in the table are
-lowered by onnxscript's torchlib (`onnx_torchlib.py`).
+lowered by onnxscript's torchlib (`onnx_torchlib.py`), or decomposed (`onnx_decompose.py`).
 """
 
 from collections.abc import Callable

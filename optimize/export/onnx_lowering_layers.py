@@ -11,6 +11,7 @@ from torch import fx
 
 from optimize.export.onnx_builder import OnnxBuilder
 from optimize.export.onnx_lowering import aten, lowers, out_dtype, out_shape, traced
+from optimize.export.onnx_lowering_tensor import expand_to
 
 
 @lowers(aten.linear.default)
@@ -50,6 +51,8 @@ def attention(
     enable_gqa: bool = False,
 ) -> ir.Value:
     rank = len(out_shape(node))
+    if mask is not None:
+        mask = _whole_mask(b, node, mask)
     if rank == 3:
         axis = b.integers([1])
         query, key, values = (b.op("Unsqueeze", item, axis) for item in (query, key, values))
@@ -59,6 +62,14 @@ def attention(
         "Attention", query, key, values, mask, is_causal=int(is_causal), scale=scale
     )
     return b.op("Squeeze", result, b.integers([1])) if rank == 3 else result
+
+
+def _whole_mask(b: OnnxBuilder, node: fx.Node, mask: ir.Value) -> ir.Value:
+    """The mask with all its query rows and key columns: Attention broadcasts batch and heads only."""
+    shape = tuple(traced(node.args[3]).shape)
+    rows, columns = traced(node.args[0]).shape[-2], traced(node.args[1]).shape[-2]
+    whole = (*shape[:-2], rows, columns)
+    return expand_to(b, mask, shape, whole)
 
 
 @lowers(aten.layer_norm.default)
@@ -143,6 +154,39 @@ def conv(
         strides=_per_axis(stride, rank),
         pads=_per_axis(padding, rank) * 2,
         dilations=_per_axis(dilation, rank),
+        group=groups,
+    )
+
+
+@lowers(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+def conv_same(
+    b: OnnxBuilder,
+    node: fx.Node,
+    x: ir.Value,
+    weight: ir.Value,
+    bias: ir.Value | None = None,
+    stride: Any = 1,
+    padding: str = "valid",
+    dilation: Any = 1,
+    groups: int = 1,
+) -> ir.Value:
+    rank = len(out_shape(node)) - 2
+    spacing = _per_axis(dilation, rank)
+    kernel = traced(node.args[1]).shape[2:]
+    total = [
+        (size - 1) * step if padding == "same" else 0
+        for size, step in zip(kernel, spacing, strict=True)
+    ]
+    # PyTorch puts the odd element of "same" padding at the end.
+    pads = [size // 2 for size in total] + [size - size // 2 for size in total]
+    return b.op(
+        "Conv",
+        x,
+        weight,
+        bias,
+        strides=_per_axis(stride, rank),
+        pads=pads,
+        dilations=spacing,
         group=groups,
     )
 

@@ -172,13 +172,27 @@ def clamp(b: OnnxBuilder, node: fx.Node, x: ir.Value, low: Any = None, high: Any
 @lowers(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar)
 def where(b: OnnxBuilder, node: fx.Node, condition: ir.Value, x: Any, y: Any) -> ir.Value:
     dtype = out_dtype(node)
-    chosen = operand(b, node, 1, x, dtype), operand(b, node, 2, y, dtype)
-    return b.op("Where", condition, *chosen)
+    return choose(b, condition, operand(b, node, 1, x, dtype), operand(b, node, 2, y, dtype), dtype)
+
+
+def choose(
+    b: OnnxBuilder, condition: ir.Value, x: ir.Value, y: ir.Value, dtype: torch.dtype
+) -> ir.Value:
+    """Where; ONNX Runtime has none for booleans."""
+    if dtype != torch.bool:
+        return b.op("Where", condition, x, y)
+    return b.op("Or", b.op("And", condition, x), b.op("And", b.op("Not", condition), y))
 
 
 @lowers(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
 def masked_fill(b: OnnxBuilder, node: fx.Node, x: ir.Value, mask: ir.Value, number: Any) -> ir.Value:
-    return b.op("Where", mask, operand(b, node, 2, number, out_dtype(node)), x)
+    dtype = out_dtype(node)
+    return choose(b, mask, operand(b, node, 2, number, dtype), x, dtype)
+
+
+@lowers(aten.cumsum.default)
+def cumsum(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, **_: Any) -> ir.Value:
+    return b.op("CumSum", operand(b, node, 0, x, out_dtype(node)), b.constant(dim, torch.int64))
 
 
 @lowers(aten._to_copy.default, aten.to.dtype, aten.type_as.default)

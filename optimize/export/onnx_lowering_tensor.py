@@ -242,6 +242,45 @@ def index_select(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, index: ir
     return b.op("Gather", x, index, axis=dim)
 
 
+@lowers(aten.index.Tensor)
+def index(b: OnnxBuilder, node: fx.Node, x: ir.Value, indices: list[Any]) -> Any:
+    """One index tensor is a Gather; adjacent ones from the first dimension on are a GatherND."""
+    found = [position for position, item in enumerate(indices) if item is not None]
+    sources = [traced(node.args[1][position]) for position in found]  # type: ignore[index]
+    if any(source.dtype in (torch.bool, torch.uint8) for source in sources):
+        return NotImplemented
+    if len(found) == 1:
+        return b.op("Gather", x, indices[found[0]], axis=found[0])
+    if found != list(range(len(found))):
+        return NotImplemented
+    shape = torch.broadcast_shapes(*(tuple(source.shape) for source in sources))
+    last = b.integers([-1])
+    columns = []
+    for position, source in zip(found, sources, strict=True):
+        column = expand_to(b, indices[position], tuple(source.shape), shape)
+        size = b.size(traced(node.args[0]).shape[position])
+        rows = size if isinstance(size, ir.Value) else b.constant(size, torch.int64)
+        column = b.op("Where", b.op("Less", column, b.constant(0, torch.int64)),
+                      b.op("Add", column, rows), column)
+        columns.append(b.op("Unsqueeze", column, last))
+    return b.op("GatherND", x, b.op("Concat", *columns, axis=-1))
+
+
+@lowers(aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default)
+def upsample_nearest(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any) -> ir.Value:
+    sizes = b.shape([b.size(size) for size in out_shape(node)])
+    return b.op(
+        "Resize",
+        x,
+        None,
+        None,
+        sizes,
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+
+
 @lowers(aten.gather.default)
 def gather(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, index: ir.Value, **_: Any) -> ir.Value:
     return b.op("GatherElements", x, index, axis=dim)

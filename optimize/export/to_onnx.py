@@ -20,7 +20,9 @@ from torch import fx
 from optimize.export import onnx_lowering_layers as _layers  # noqa: F401  fills the table
 from optimize.export import onnx_lowering_math as _math  # noqa: F401
 from optimize.export.onnx_builder import DTYPES, MICROSOFT, OPSET, OnnxBuilder
+from optimize.export.onnx_decompose import decompose, is_composite
 from optimize.export.onnx_lowering import TABLE
+from optimize.export.onnx_lowering_complex import COMPLEX_TABLE
 from optimize.export.onnx_lowering_tensor import SKIPPED
 from optimize.export.weights import Place
 from optimize.ir.errors import UnsupportedOpError
@@ -116,19 +118,26 @@ def _translate(b: OnnxBuilder, node: fx.Node, values: Mapping[fx.Node, Any]) -> 
     example = node.meta.get("val")
     if isinstance(example, (torch.SymInt, int)) and not isinstance(example, bool):
         return b.size(example)
-    arguments = [_argument(item, values) for item in node.args]
-    keywords = {name: _argument(item, values) for name, item in node.kwargs.items()}
+    arguments = [_argument(b, item, values) for item in node.args]
+    keywords = {name: _argument(b, item, values) for name, item in node.kwargs.items()}
     if target is operator.getitem:
         return arguments[0][arguments[1]]
     kernel = ONNX_LOWERINGS.get(getattr(target, "name", str)().partition(".")[0])
     if kernel is not None:
         return kernel(b, *arguments, **keywords)
-    if target in TABLE and not _is_complex(node):
-        return TABLE[target](b, node, *arguments, **keywords)
+    lowering = (COMPLEX_TABLE if _is_complex(node) else TABLE).get(target)
+    if lowering is not None:
+        result = lowering(b, node, *arguments, **keywords)
+        if result is not NotImplemented:
+            return result
+    if is_composite(target) and (found := decompose(node)) is not None:
+        return _inlined(b, node, found, values)
     # Importing torchlib takes seconds and most graphs never need it.
     from optimize.export import onnx_torchlib
 
     result = onnx_torchlib.lower(b, node, arguments, keywords)
+    if result is None and (found := decompose(node)) is not None:
+        return _inlined(b, node, found, values)
     if result is None:
         raise UnsupportedOpError(
             f"{target}: found no ONNX lowering for node {node.name!r} at {_source(node)}; "
@@ -137,16 +146,40 @@ def _translate(b: OnnxBuilder, node: fx.Node, values: Mapping[fx.Node, Any]) -> 
     return result
 
 
+def _inlined(
+    b: OnnxBuilder,
+    node: fx.Node,
+    found: tuple[list[fx.Node], fx.Graph],
+    values: Mapping[fx.Node, Any],
+) -> Any:
+    tensors, graph = found
+    inner: dict[fx.Node, Any] = {}
+    places = iter(tensors)
+    for step in graph.nodes:
+        if step.op == "placeholder":
+            inner[step] = values[next(places)]
+        elif step.op == "call_function":
+            step.meta.setdefault("stack_trace", node.meta.get("stack_trace"))
+            inner[step] = _translate(b, step, inner)
+            _declare(b, inner[step], step)
+        elif step.op == "output":
+            result = _argument(b, step.args[0], inner)
+            return tuple(result) if isinstance(result, list) else result
+    raise AssertionError("a graph without an output node")
+
+
 def _is_complex(node: fx.Node) -> bool:
     examples = [item.meta.get("val") for item in (node, *node.all_input_nodes)]
     return any(isinstance(item, torch.Tensor) and item.is_complex() for item in examples)
 
 
-def _argument(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
+def _argument(b: OnnxBuilder, argument: Any, values: Mapping[fx.Node, Any]) -> Any:
     if isinstance(argument, fx.Node):
         return values[argument]
+    if isinstance(argument, torch.SymInt):
+        return b.size(argument)
     if isinstance(argument, (list, tuple)):
-        return [_argument(item, values) for item in argument]
+        return [_argument(b, item, values) for item in argument]
     return argument
 
 

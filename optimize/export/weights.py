@@ -56,11 +56,12 @@ class Layout:
 def layout_weights(weights: Mapping[str, torch.Tensor], used: Iterable[str]) -> Layout:
     """Decides where each used weight goes; the same weights give the same bytes.
 
-    Tensors whose size is a multiple of 64 bytes come first, so that nearly all start on one.
+    Complex tensors are stored as real ones with a last dimension of 2. Tensors whose size is a multiple of 64 bytes come first, so that nearly all start on one.
     """
+    weights = {name: _real(weights[name]) for name in set(used)}
     first: dict[Any, str] = {}
     owner: dict[str, str] = {}
-    for name in sorted(set(used)):
+    for name in sorted(weights):
         owner[name] = first.setdefault(_identity(weights[name], name), name)
     # Within the rest, wide dtypes come first: the format aligns numbers to their own size.
     order = sorted(
@@ -86,6 +87,11 @@ def layout_weights(weights: Mapping[str, torch.Tensor], used: Iterable[str]) -> 
         for name, kept in owner.items()
     }
     return Layout(header, places, tuple(weights[name] for name in order))
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    """A complex tensor as a real one with a last dimension of 2; the same memory."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _bytes(tensor: torch.Tensor) -> int:
