@@ -76,7 +76,7 @@ def open_bundle(path: str | os.PathLike[str], *, strict: bool = False) -> Bundle
             if strict:
                 raise IntegrityError(f"{text}; remove them")
             warnings.warn(f"{text}; they are not used", stacklevel=3)
-        needed = {*manifest.graphs.values(), WEIGHTS_FILE, TABLES_FILE}
+        needed = {*(graph.file for graph in manifest.graphs.values()), WEIGHTS_FILE, TABLES_FILE}
         content: dict[str, NDArray[np.uint8]] = {}
         for name, entry in sorted(manifest.files.items()):
             data = _read_file(root, name, entry, keep=name in needed)
@@ -87,7 +87,7 @@ def open_bundle(path: str | os.PathLike[str], *, strict: bool = False) -> Bundle
     tables = read_tensors(content[TABLES_FILE], TABLES_FILE)
     return Bundle(
         manifest=manifest,
-        models={role: content[file].tobytes() for role, file in manifest.graphs.items()},
+        models={role: content[graph.file].tobytes() for role, graph in manifest.graphs.items()},
         weights=read_tensors(content[WEIGHTS_FILE], WEIGHTS_FILE),
         tables={name: tensor.array for name, tensor in tables.items()},
         unlisted=unlisted,

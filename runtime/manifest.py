@@ -33,6 +33,14 @@ class FileEntry(Data):
     sha256: Digest
 
 
+class GraphEntry(Data):
+    """A graph's file, and what its inputs and outputs are called in there."""
+
+    file: str
+    inputs: dict[Identifier, str]
+    outputs: dict[Identifier, str]
+
+
 class Generator(Data):
     """What wrote the bundle."""
 
@@ -46,7 +54,7 @@ class Manifest(Data):
     Attributes:
         format_version: "major.minor"; a newer minor only adds fields that old readers may ignore.
         required_features: names of capabilities without which the bundle must not be run.
-        graphs: role → path of its ONNX file.
+        graphs: role → its ONNX file.
         targets: engines the bundle has files for, such as "onnx".
         files: path → size and hash, of every file but the manifest itself.
         recipe: what the compiler was asked to do, as it was given.
@@ -59,7 +67,7 @@ class Manifest(Data):
     required_features: tuple[str, ...] = ()
     signature: Signature
     loop: Loop
-    graphs: dict[Identifier, str]
+    graphs: dict[Identifier, GraphEntry]
     targets: tuple[str, ...]
     files: dict[str, FileEntry]
     recipe: JsonValue = None
@@ -67,7 +75,7 @@ class Manifest(Data):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
-        for path in (*self.graphs.values(), WEIGHTS_FILE, TABLES_FILE):
+        for path in (*(graph.file for graph in self.graphs.values()), WEIGHTS_FILE, TABLES_FILE):
             if path not in self.files:
                 raise ValueError(f"`files` lacks {path}")
         slots = {slot.name for slot in self.loop.slots}
@@ -77,6 +85,9 @@ class Manifest(Data):
         for call in calls(self.loop.body):
             if call.graph not in self.graphs:
                 raise ValueError(f"the loop calls graph {call.graph}, which `graphs` lacks")
+            graph = self.graphs[call.graph]
+            if set(call.inputs) != set(graph.inputs) or not set(call.outputs) <= set(graph.outputs):
+                raise ValueError(f"the loop calls graph {call.graph} with other names than it has")
             for binding in call.inputs.values():
                 if binding.source != "table" and binding.name not in known[binding.source]:
                     raise ValueError(f"the loop reads unknown {binding.source} {binding.name}")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from optimize.runtime import bfloat16, onnx_wire
 from optimize.runtime.errors import CorruptBundle, DeviceError, ResourceError
+from optimize.runtime.manifest import WEIGHTS_NAME, GraphEntry
 from optimize.runtime.onnx_preflight import ONNX_TYPES, check_graph
 from optimize.runtime.request import numpy_dtype
 from optimize.runtime.tensors import StoredTensor
@@ -43,8 +44,8 @@ class OnnxGraphs:
 
     Args:
         models: graph name → ONNX protobuf, verified.
+        entries: graph name → what its inputs and outputs are called in the protobuf.
         stored: the tensors of the weights file, verified; their memory is used as it is.
-        weights_file: the external location the graphs name.
         providers: execution providers in order of preference; every one must be usable.
         threads: threads of one operator; None leaves the choice to ONNX Runtime.
         prepack: give all weights to ONNX Runtime, which repacks matrices for speed in a second
@@ -58,8 +59,8 @@ class OnnxGraphs:
     def __init__(
         self,
         models: Mapping[str, bytes],
+        entries: Mapping[str, GraphEntry],
         stored: Mapping[str, StoredTensor],
-        weights_file: str,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         prepack: bool = False,
@@ -69,18 +70,17 @@ class OnnxGraphs:
         self.threads = threads
         self.sessions: dict[str, Any] = {}
         self.shared: dict[str, tuple[str, ...]] = {}
-        self.outputs: dict[str, tuple[str, ...]] = {}
+        self.entries = entries
         self._stored = stored
         self._weights: dict[str, Array] = {}
         for name, model in models.items():
             view = memoryview(model)
-            weights = check_graph(view, name, stored, weights_file)
+            weights = check_graph(view, name, stored, WEIGHTS_NAME)
             shared = () if prepack else weights.shared
             kept = (*weights.kept, *(t.name for t in weights.shared)) if prepack else weights.kept
             self.shared[name] = tuple(tensor.name for tensor in shared)
             rewritten = onnx_wire.replace_initializers(view, shared) if shared else model
             self.sessions[name] = self._session(name, rewritten, kept, prepack)
-            self.outputs[name] = tuple(item.name for item in self.sessions[name].get_outputs())
 
     def weight(self, name: str) -> Array:
         """The one handle of a shared weight, on the device the graphs run on."""
@@ -193,8 +193,9 @@ class _Binding:
     ) -> None:
         self._session = graphs.sessions[graph]._sess
         self._io = graphs.sessions[graph].io_binding()._iobinding
-        self._graph = graph
         self._device = ort.OrtDevice.make(graphs.device, 0)._get_c_device()
+        self._names = graphs.entries[graph].inputs
+        self._output_names = graphs.entries[graph].outputs
         self._inputs: dict[str, Array] = {}
         self._outputs = {name: array for name, array in outputs.items() if array is not None}
         self._unbound = [name for name, array in outputs.items() if array is None]
@@ -202,17 +203,17 @@ class _Binding:
         for name, array in zip(graphs.shared[graph], self._weights, strict=True):
             self._io.bind_ortvalue_input(name, array.value._ortvalue)
         for name, array in self._outputs.items():
-            self._io.bind_ortvalue_output(name, array.value._ortvalue)
+            self._io.bind_ortvalue_output(self._output_names[name], array.value._ortvalue)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         bound = self._inputs
         for name, array in inputs.items():
             if bound.get(name) is not array:
-                self._io.bind_ortvalue_input(name, array.value._ortvalue)
+                self._io.bind_ortvalue_input(self._names[name], array.value._ortvalue)
                 bound[name] = array
         # Bound anew each time: ONNX Runtime would write into the buffer it returned last time.
         for name in self._unbound:
-            self._io.bind_output(name, self._device)
+            self._io.bind_output(self._output_names[name], self._device)
         self._session.run_with_iobinding(self._io, None)
         if not self._unbound:
             return self._outputs

@@ -11,7 +11,7 @@ from optimize.runtime.bundle import Bundle, native_files, open_bundle
 from optimize.runtime.driver import Progress, Run
 from optimize.runtime.errors import ResourceError, UnsafeBundle, VersionError
 from optimize.runtime.loop import Signature
-from optimize.runtime.manifest import WEIGHTS_NAME, Manifest
+from optimize.runtime.manifest import Manifest
 from optimize.runtime.onnx_engine import OnnxEngine, OnnxGraphs
 from optimize.runtime.request import check_request
 
@@ -52,7 +52,9 @@ def load(
             f"{path}: found targets {', '.join(bundle.manifest.targets)}, expected onnx; export "
             "the program for it"
         )
-    graphs = OnnxGraphs(bundle.models, bundle.weights, WEIGHTS_NAME, providers, threads, prepack)
+    graphs = OnnxGraphs(
+        bundle.models, bundle.manifest.graphs, bundle.weights, providers, threads, prepack
+    )
     return Session(bundle, graphs)
 
 

@@ -24,6 +24,7 @@ from optimize.runtime.manifest import (
     WEIGHTS_FILE,
     FileEntry,
     Generator,
+    GraphEntry,
     Manifest,
     check_path,
     dump_manifest,
@@ -66,10 +67,8 @@ def export_bundle(
     _check_names(extra, [*graphs.values(), WEIGHTS_FILE, TABLES_FILE, MANIFEST_FILE])
     used = [name for graph in program.graphs.values() for name in graph.weights.values()]
     layout = layout_weights(program.weights, used)
-    models = {
-        file: graph_to_onnx(program.graphs[role], role, layout.places)
-        .SerializeToString(deterministic=True)
-        for role, file in graphs.items()
+    translated = {
+        role: graph_to_onnx(program.graphs[role], role, layout.places) for role in graphs
     }
     files: dict[str, FileEntry] = {}
     with staged(target, overwrite=overwrite) as staging:
@@ -80,13 +79,18 @@ def export_bundle(
             files[name] = staging.write(name, chunks)
 
         write(WEIGHTS_FILE, layout.chunks())
-        for name, model in models.items():
-            write(name, [model])
+        for role, name in graphs.items():
+            write(name, [translated[role].model.SerializeToString(deterministic=True)])
         write(TABLES_FILE, _table_chunks(program.tables))
         for name, content in extra.items():
             write(name, [content])
-        manifest = _manifest(program, graphs, files, recipe, extra)
-        _publish(staging, manifest)
+        entries = {
+            role: GraphEntry(
+                file=name, inputs=dict(translated[role].inputs), outputs=dict(translated[role].outputs)
+            )
+            for role, name in graphs.items()
+        }
+        _publish(staging, _manifest(program, entries, files, recipe, extra))
     return target
 
 
@@ -98,7 +102,7 @@ def _publish(staging: Staging, manifest: Manifest) -> None:
 
 def _manifest(
     program: Program,
-    graphs: Mapping[str, str],
+    graphs: Mapping[str, GraphEntry],
     files: Mapping[str, FileEntry],
     recipe: Mapping[str, Any] | None,
     extra: Mapping[str, bytes],

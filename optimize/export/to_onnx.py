@@ -1,15 +1,16 @@
 """Graph → ONNX. Weights stay outside, at given places of one safetensors file.
 
-    weights = place_weights(program.weights, program.graphs.values())
-    model = graph_to_onnx(graph, "step", weights.places)
-    model.SerializeToString()                       # kilobytes, whatever the weights weigh
+    layout = layout_weights(program.weights, graph.weights.values())
+    model = graph_to_onnx(graph, "step", layout.places)
+    model.model.SerializeToString()                 # kilobytes, whatever the weights weigh
 
 Nodes are translated one by one from their traced shapes; nothing is traced again and no weight is
 touched.
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -33,7 +34,22 @@ IR_VERSION = 10
 """The ONNX file format version; newer ones add nothing these graphs use."""
 
 
-def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> onnx.ModelProto:
+@dataclass(frozen=True)
+class OnnxGraph:
+    """A translated graph.
+
+    Attributes:
+        model: initializers point into the weights file; the checker has not seen it.
+        inputs: input name → its name in the model, where a weight may have taken it.
+        outputs: output name → its name in the model, where an input may have taken it.
+    """
+
+    model: onnx.ModelProto
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> OnnxGraph:
     """Translates one graph.
 
     Args:
@@ -41,8 +57,6 @@ def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> onnx.
         name: the graph's name in the file.
         places: weight name → where its bytes lie; initializers get the place's own name, so tied
             weights are one initializer.
-    Returns:
-        The model, checked by nobody yet; initializers point into `weights.safetensors`.
     Raises:
         UnsupportedOpError: an op has no lowering; names op, node and source line.
     """
@@ -51,9 +65,10 @@ def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> onnx.
     inputs: list[ir.Value] = []
     initializers: dict[str, ir.Value] = {}
     names = {symbol: dimension for dimension, symbol in graph.dimensions.items()}
+    taken = {places[weight].name for weight in graph.weights.values()}
     for node in graph.graph.nodes:
         if node.op == "placeholder" and node.name not in graph.weights:
-            values[node] = _input(b, node, names)
+            values[node] = _input(b, node, names, taken)
             inputs.append(values[node])
     for node in graph.graph.nodes:
         if node.op == "placeholder" and node.name in graph.weights:
@@ -71,13 +86,29 @@ def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> onnx.
                 "function calls and one output; lift attributes to weights"
             )
     outputs = _outputs(b, graph, values, names, [*inputs, *initializers.values()])
-    return _serialized(b, name, inputs, outputs, initializers)
+    return OnnxGraph(
+        model=_serialized(b, name, inputs, outputs, initializers),
+        inputs=_model_names(graph.inputs, inputs),
+        outputs=_model_names(graph.outputs, outputs),
+    )
 
 
-def _input(b: OnnxBuilder, node: fx.Node, names: Mapping[str, str]) -> ir.Value:
+def _model_names(names: Sequence[str], values: Sequence[ir.Value]) -> dict[str, str]:
+    return {name: str(value.name) for name, value in zip(names, values, strict=True)}
+
+
+def _free(name: str, taken: set[str], suffix: str) -> str:
+    """The name, or one like it that nothing has yet; it is then taken."""
+    while name in taken:
+        name += suffix
+    taken.add(name)
+    return name
+
+
+def _input(b: OnnxBuilder, node: fx.Node, names: Mapping[str, str], taken: set[str]) -> ir.Value:
     example = node.meta["val"]
     value = ir.Value(
-        name=node.name,
+        name=_free(node.name, taken, "_in"),
         shape=_onnx_shape(example.shape, names),
         type=ir.TensorType(DTYPES[example.dtype]),
     )
@@ -203,19 +234,20 @@ def _outputs(
     graph: Graph,
     values: Mapping[fx.Node, Any],
     names: Mapping[str, str],
-    taken: list[ir.Value],
+    given: list[ir.Value],
 ) -> list[ir.Value]:
     """One value per output name; inputs, weights, constants and repeated values pass an Identity."""
-    used: set[ir.Value] = {*taken, *b.constants.values()}
+    used: set[ir.Value] = {*given, *b.constants.values()}
+    taken = {str(value.name) for value in used}
     outputs = []
     for name, node in graph.output_nodes().items():
         value = values[node]
-        if value in used or name in {item.name for item in taken}:
-            value = ir.Value(name=name)
+        if value in used:
+            value = ir.Value()
             b.nodes.append(ir.Node("", "Identity", [values[node]], outputs=[value]))
         used.add(value)
         example = node.meta["val"]
-        value.name = name
+        value.name = _free(name, taken, "_out")
         value.shape = _onnx_shape(example.shape, names)
         value.type = ir.TensorType(DTYPES[example.dtype])
         outputs.append(value)
