@@ -4,7 +4,7 @@ The driver moves handles between state slots and engine calls; it never looks in
 flags of `Repeat.until`, appended results and the final results are copied to the host.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,8 +24,9 @@ Progress = Callable[[int, int], None]
 class Engine(Protocol):
     """Runs graphs.
 
-    `upload` copies: the handle never shares memory with the array. `run` may write an output into
-    the handle offered for it, or return a new one.
+    `upload` and `download` copy: a handle never shares memory with an array. `run` computes the
+    outputs that are named; it may write one into the buffer offered for it, or return a new handle
+    (it must where no buffer is offered), but never a handle it was given as an input.
     """
 
     def upload(self, array: NDArray[Any], dtype: str) -> Handle: ...
@@ -35,7 +36,7 @@ class Engine(Protocol):
     def download(self, handle: Handle) -> NDArray[Any]: ...
 
     def run(
-        self, graph: str, inputs: Mapping[str, Handle], offered: Mapping[str, Handle]
+        self, graph: str, inputs: Mapping[str, Handle], outputs: Mapping[str, Handle | None]
     ) -> Mapping[str, Handle]: ...
 
 
@@ -84,7 +85,14 @@ class Run:
         slot = self._slots[name]
         if slot.initial is None:
             return self.engine.zeros(self._shape(slot.shape), slot.dtype)
-        return self._value(slot.initial, 0)
+        # A slot owns its buffer, which later calls overwrite: request and table values are copied.
+        if slot.initial.source == "request":
+            name = slot.initial.name
+            return self.engine.upload(self.request[name], self.request_dtypes[name])
+        if slot.initial.source == "table":
+            table = self.tables[slot.initial.name]
+            return self.engine.upload(table[0], str(table.dtype))
+        return self._draw(self._noise[slot.initial.name], 0)
 
     def _value(self, binding: Binding, step: int) -> Handle:
         if binding.source == "state":
@@ -131,7 +139,7 @@ class Run:
 
     def _call(self, call: Call, step: int) -> None:
         inputs = {name: self._value(binding, step) for name, binding in call.inputs.items()}
-        outputs = self.engine.run(call.graph, inputs, dict(self._offers(call)))
+        outputs = self.engine.run(call.graph, inputs, self._buffers(call))
         for name, destination in call.outputs.items():
             value = outputs[name]
             if destination.append is not None:
@@ -144,12 +152,15 @@ class Run:
                     self._spare[destination.state] = old
                 self._state[destination.state] = value
 
-    def _offers(self, call: Call) -> Iterator[tuple[str, Handle]]:
-        """Pairs of output name and a buffer the engine may write it into."""
+    def _buffers(self, call: Call) -> dict[str, Handle | None]:
+        """Output name → a buffer the engine may write it into, if there is one to spare."""
+        buffers: dict[str, Handle | None] = {}
         for name, destination in call.outputs.items():
-            if destination.state is None:
-                continue
-            if self._slots[destination.state].in_place:
-                yield name, self._state[destination.state]
-            elif destination.state in self._spare:
-                yield name, self._spare.pop(destination.state)
+            slot = destination.state
+            if slot is None:
+                buffers[name] = None
+            elif self._slots[slot].in_place:
+                buffers[name] = self._state[slot]
+            else:
+                buffers[name] = self._spare.pop(slot, None)
+        return buffers

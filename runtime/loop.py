@@ -71,6 +71,14 @@ class Slot(Data):
     initial: Binding | None = None
     in_place: bool = False
 
+    @model_validator(mode="after")
+    def _initial_from_outside(self) -> "Slot":
+        if self.initial is not None and self.initial.source == "state":
+            raise ValueError(
+                f"slot {self.name!r} starts from another slot; bind both to the same source"
+            )
+        return self
+
 
 class Noise(Data):
     """Standard normal numbers times `scale`, drawn anew for each step from (seed, name, step).

@@ -1,22 +1,54 @@
+"""`optimize::gather_rows`: each sample takes the rows its own index names."""
+
 import torch
 
 
-def _flat(x, index, dim):
-    shape = [1] * x.ndim
-    shape[0], shape[dim] = index.shape
-    size = [index.shape[0], *x.shape[1:]]
-    size[dim] = index.shape[1]
-    return index.view(shape).expand(size)
+def check_rows(x: torch.Tensor, index: torch.Tensor, dim: int, name: str) -> int:
+    """The dimension as a non-negative number.
+
+    Raises:
+        ValueError: `dim` is the batch or out of range, or `index` is not [B, M] int64.
+    """
+    if index.dim() != 2 or index.dtype != torch.int64:
+        raise ValueError(
+            f"{name}: found index of shape {list(index.shape)} and dtype {index.dtype}, "
+            "expected [B, M] int64"
+        )
+    positive = dim + x.dim() if dim < 0 else dim
+    if not 1 <= positive < x.dim():
+        raise ValueError(
+            f"{name}: found dim {dim} for a tensor of rank {x.dim()}, "
+            "expected one after the batch dimension"
+        )
+    return positive
 
 
 @torch.library.custom_op("optimize::gather_rows", mutates_args=())
 def gather_rows(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
-    x = x.expand(index.shape[0], *x.shape[1:])
-    return torch.gather(x, dim, _flat(x, index, dim))
+    """Takes rows `index[b]` of sample b along `dim`.
+
+    Args:
+        x: [B, ..., N, ...] with N at `dim`; a batch of 1 is shared by all samples.
+        index: [B, M], int64, each in [0, N).
+        dim: any dimension but the first.
+    Returns:
+        [B, ..., M, ...], contiguous, dtype of `x`.
+    Raises:
+        ValueError: `dim` is the batch or out of range, or `index` is not [B, M] int64.
+    """
+    dim = check_rows(x, index, dim, "gather_rows")
+    batch, count = index.shape
+    shape = [1] * x.dim()
+    shape[0], shape[dim] = batch, count
+    x = x.expand(batch, *x.shape[1:])
+    size = list(x.shape)
+    size[dim] = count
+    return torch.gather(x, dim, index.reshape(shape).expand(size))
 
 
 @gather_rows.register_fake
-def _(x, index, dim):
-    size = [index.shape[0], *x.shape[1:]]
-    size[dim] = index.shape[1]
+def _(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
+    dim = check_rows(x, index, dim, "gather_rows")
+    size = list(x.shape)
+    size[0], size[dim] = index.shape
     return x.new_empty(size)

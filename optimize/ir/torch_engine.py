@@ -47,6 +47,6 @@ class TorchEngine:
         self,
         graph: str,
         inputs: Mapping[str, torch.Tensor],
-        offered: Mapping[str, torch.Tensor],
+        outputs: Mapping[str, torch.Tensor | None],
     ) -> dict[str, torch.Tensor]:
         return self.graphs[graph].run(self.weights, inputs)

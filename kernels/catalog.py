@@ -1,0 +1,12 @@
+"""The kernels: op name → its ONNX lowering. Importing this module registers the ops with PyTorch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from optimize.kernels.gather_rows import onnx_lowering as gather_rows
+from optimize.kernels.scatter_rows import onnx_lowering as scatter_rows
+
+ONNX_LOWERINGS: Mapping[str, Callable[..., Any]] = {
+    "optimize::gather_rows": gather_rows.lower,
+    "optimize::scatter_rows": scatter_rows.lower,
+}

@@ -1,0 +1,143 @@
+"""Program → bundle folder. The same program gives the same bytes."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimize.export.publish import Staging, check_target, staged
+from optimize.export.to_onnx import graph_to_onnx
+from optimize.export.weights import layout_weights
+from optimize.ir.errors import RecipeError
+from optimize.ir.program import Program
+from optimize.runtime.manifest import (
+    FORMAT,
+    FORMAT_MAJOR,
+    FORMAT_MINOR,
+    GRAPHS_FOLDER,
+    MANIFEST_FILE,
+    TABLES_FILE,
+    WEIGHTS_FILE,
+    FileEntry,
+    Generator,
+    GraphEntry,
+    Manifest,
+    check_path,
+    dump_manifest,
+)
+from optimize.runtime.tensors import tensors_header
+
+VERSION = "0.1.0"
+REPORT_FILE = "report.json"
+
+
+def export_bundle(
+    program: Program,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    extra_files: Mapping[str, bytes] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Writes a bundle for ONNX Runtime.
+
+    Args:
+        program: what to write.
+        path: the folder to make; its parent must exist.
+        overwrite: replace a folder that exists; it stays whole until the new one is.
+        extra_files: path in the bundle → content: report, recipe, tokenizer.
+        recipe: what the compiler was asked to do, JSON-able, kept in the manifest.
+        progress: called with the path of each file before it is written.
+    Returns:
+        The absolute path of the bundle.
+    Raises:
+        ResourceError: the target exists or cannot be written; nothing is changed then.
+        UnsupportedOpError: an op has no ONNX lowering; nothing is written then.
+        RecipeError: an extra file has a path that the bundle cannot hold.
+    """
+    target = Path(os.path.abspath(path))
+    check_target(target, overwrite)
+    extra = dict(sorted((extra_files or {}).items()))
+    graphs = {role: f"{GRAPHS_FOLDER}/{role}.onnx" for role in sorted(program.graphs)}
+    _check_names(extra, [*graphs.values(), WEIGHTS_FILE, TABLES_FILE, MANIFEST_FILE])
+    used = [name for graph in program.graphs.values() for name in graph.weights.values()]
+    layout = layout_weights(program.weights, used)
+    translated = {
+        role: graph_to_onnx(program.graphs[role], role, layout.places) for role in graphs
+    }
+    files: dict[str, FileEntry] = {}
+    with staged(target, overwrite=overwrite) as staging:
+
+        def write(name: str, chunks: Any) -> None:
+            if progress is not None:
+                progress(name)
+            files[name] = staging.write(name, chunks)
+
+        write(WEIGHTS_FILE, layout.chunks())
+        for role, name in graphs.items():
+            write(name, [translated[role].model.SerializeToString(deterministic=True)])
+        write(TABLES_FILE, _table_chunks(program.tables))
+        for name, content in extra.items():
+            write(name, [content])
+        entries = {
+            role: GraphEntry(
+                file=name, inputs=dict(translated[role].inputs), outputs=dict(translated[role].outputs)
+            )
+            for role, name in graphs.items()
+        }
+        _publish(staging, _manifest(program, entries, files, recipe, extra))
+    return target
+
+
+def _publish(staging: Staging, manifest: Manifest) -> None:
+    """The manifest is written last: a folder without one is an unfinished export."""
+    staging.write(MANIFEST_FILE, [dump_manifest(manifest)])
+    staging.publish()
+
+
+def _manifest(
+    program: Program,
+    graphs: Mapping[str, GraphEntry],
+    files: Mapping[str, FileEntry],
+    recipe: Mapping[str, Any] | None,
+    extra: Mapping[str, bytes],
+) -> Manifest:
+    report = extra.get(REPORT_FILE)
+    return Manifest(
+        format=FORMAT,
+        format_version=f"{FORMAT_MAJOR}.{FORMAT_MINOR}",
+        generator=Generator(name="optimize", version=VERSION),
+        signature=program.signature,
+        loop=program.loop,
+        graphs=dict(graphs),
+        targets=("onnx",),
+        files=dict(files),
+        recipe=None if recipe is None else dict(recipe),
+        report_sha256=None if report is None else hashlib.sha256(report).hexdigest(),
+    )
+
+
+def _check_names(extra: Mapping[str, bytes], taken: list[str]) -> None:
+    folded = {name.casefold(): name for name in taken}
+    for name in extra:
+        try:
+            check_path(name)
+        except Exception as error:
+            raise RecipeError(f"extra file: {error}") from error
+        other = folded.setdefault(name.casefold(), name)
+        if other != name or name in taken:
+            raise RecipeError(
+                f"extra file {name!r}: found {other!r} in the bundle already, expected another name"
+            )
+
+
+def _table_chunks(tables: Mapping[str, NDArray[Any]]) -> list[bytes | memoryview]:
+    arrays = {name: np.ascontiguousarray(tables[name]) for name in sorted(tables)}
+    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    header = tensors_header([(n, str(arrays[n].dtype), arrays[n].shape) for n in order])
+    return [header, *(arrays[name].tobytes() for name in order)]

@@ -1,0 +1,227 @@
+"""Opens a bundle: every byte is verified before anything uses it, and the verified bytes are used.
+
+A bundle is opened through one folder descriptor, so it stays the same bundle when another is
+published under its name meanwhile. Each file is opened once, without following links and without
+waiting for special files, and read into memory while it is hashed.
+"""
+
+import errno
+import hashlib
+import os
+import stat
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimize.runtime.errors import BundleError, CorruptBundle, IntegrityError, ResourceError, UnsafeBundle
+from optimize.runtime.manifest import (
+    ENGINES_FOLDER,
+    MANIFEST_FILE,
+    MAX_MANIFEST_BYTES,
+    TABLES_FILE,
+    WEIGHTS_FILE,
+    FileEntry,
+    Manifest,
+    parse_manifest,
+)
+from optimize.runtime.tensors import StoredTensor, read_tensors
+
+STAGING_SUFFIX = ".staging"
+"""How the name of an unfinished export ends."""
+
+CHUNK_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle.
+
+    Attributes:
+        manifest: what it says.
+        models: role → ONNX protobuf.
+        weights: the tensors of the weights file, views of one buffer.
+        tables: name → [steps, ...].
+        unlisted: files in the folder that the manifest does not name; never read.
+    """
+
+    manifest: Manifest
+    models: Mapping[str, bytes]
+    weights: Mapping[str, StoredTensor]
+    tables: Mapping[str, NDArray[Any]]
+    unlisted: tuple[str, ...]
+
+
+def open_bundle(path: str | os.PathLike[str], *, strict: bool = False) -> Bundle:
+    """Reads and verifies a bundle.
+
+    Args:
+        path: the folder.
+        strict: refuse files that the manifest does not name, instead of warning.
+    Raises:
+        BundleError: not a bundle, or an unfinished export.
+        CorruptBundle, IntegrityError, UnsafeBundle, VersionError: see `optimize.runtime.errors`.
+        ResourceError: the system refuses to open or read it.
+    """
+    root = _open_root(Path(path))
+    try:
+        manifest = parse_manifest(_read_manifest(root, Path(path)))
+        unlisted = tuple(sorted(_listing(root) - set(manifest.files) - {MANIFEST_FILE}))
+        if unlisted:
+            text = f"{path}: found files the manifest does not name: {', '.join(unlisted[:5])}"
+            if strict:
+                raise IntegrityError(f"{text}; remove them")
+            warnings.warn(f"{text}; they are not used", stacklevel=3)
+        needed = {*(graph.file for graph in manifest.graphs.values()), WEIGHTS_FILE, TABLES_FILE}
+        content: dict[str, NDArray[np.uint8]] = {}
+        for name, entry in sorted(manifest.files.items()):
+            data = _read_file(root, name, entry, keep=name in needed)
+            if data is not None:
+                content[name] = data
+    finally:
+        os.close(root)
+    tables = read_tensors(content[TABLES_FILE], TABLES_FILE)
+    return Bundle(
+        manifest=manifest,
+        models={role: content[graph.file].tobytes() for role, graph in manifest.graphs.items()},
+        weights=read_tensors(content[WEIGHTS_FILE], WEIGHTS_FILE),
+        tables={name: tensor.array for name, tensor in tables.items()},
+        unlisted=unlisted,
+    )
+
+
+def native_files(manifest: Manifest) -> list[str]:
+    """Files that hold native code, which only a trusted bundle may run."""
+    return [name for name in manifest.files if name.startswith(f"{ENGINES_FOLDER}/")]
+
+
+def _open_root(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        kind = "a file" if path.exists() else "nothing"
+        raise BundleError(f"{path}: found {kind}, expected a bundle folder") from error
+    except ValueError as error:
+        raise BundleError(f"found path {str(path)!r}, expected a bundle folder") from error
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be opened: {error.strerror}") from error
+
+
+def _read_manifest(root: int, path: Path) -> bytes:
+    try:
+        descriptor = _open_inside(root, MANIFEST_FILE)
+    except FileNotFoundError as error:
+        if path.name.endswith(STAGING_SUFFIX):
+            raise BundleError(
+                f"{path}: an unfinished export; export again, it is removed then"
+            ) from error
+        raise BundleError(
+            f"{path}: found no {MANIFEST_FILE}, so this is not a bundle; give the folder that "
+            "`export` wrote"
+        ) from error
+    with os.fdopen(descriptor, "rb") as file:
+        raw = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise CorruptBundle(f"{MANIFEST_FILE}: found more than {MAX_MANIFEST_BYTES} bytes")
+    return raw
+
+
+def _open_inside(root: int, name: str) -> int:
+    """A descriptor of a regular file below the root; no component may be a link.
+
+    Raises:
+        UnsafeBundle: a link, or something that is not a regular file.
+        FileNotFoundError: there is nothing of this name.
+    """
+    *folders, last = name.split("/")
+    folder = os.dup(root)
+    try:
+        for part in folders:
+            below = os.open(
+                part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder
+            )
+            os.close(folder)
+            folder = below
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+        descriptor = os.open(last, flags, dir_fd=folder)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EMLINK):
+            raise UnsafeBundle(
+                f"{name}: found a link or special file, expected a regular file; copy the bundle "
+                "with links resolved (cp -rL)"
+            ) from error
+        raise ResourceError(f"{name}: cannot be opened: {error.strerror}") from error
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnsafeBundle(f"{name}: found a folder or special file, expected a regular file")
+    return descriptor
+
+
+def _read_file(root: int, name: str, entry: FileEntry, keep: bool) -> NDArray[np.uint8] | None:
+    """The verified content of a file, or None when it is only verified."""
+    try:
+        descriptor = _open_inside(root, name)
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{name}: the file is missing; copy the whole bundle again") from error
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != entry.size:
+            raise _differs(name, f"{size} bytes", f"{entry.size}")
+        digest = hashlib.sha256()
+        try:
+            data = np.empty(size if keep else min(size, CHUNK_BYTES), dtype=np.uint8)
+        except MemoryError as error:
+            raise ResourceError(f"{name}: {size} bytes do not fit in memory") from error
+        position = 0
+        while position < size:
+            start = position if keep else 0
+            view = memoryview(data)[start : start + min(CHUNK_BYTES, size - position)]
+            count = _read_into(file, view, name)
+            if count == 0:
+                raise _differs(name, f"{position} bytes", f"{entry.size}")
+            digest.update(view[:count])
+            position += count
+    if digest.hexdigest() != entry.sha256:
+        raise _differs(name, f"sha256 {digest.hexdigest()}", entry.sha256)
+    if not keep:
+        return None
+    data.flags.writeable = False
+    return data
+
+
+def _read_into(file: Any, view: memoryview, name: str) -> int:
+    try:
+        return int(file.readinto(view))
+    except OSError as error:
+        raise ResourceError(f"{name}: cannot be read: {error.strerror}") from error
+
+
+def _differs(name: str, found: str, expected: str) -> IntegrityError:
+    return IntegrityError(
+        f"{name}: found {found}, expected {expected} as the manifest says; copy the bundle again"
+    )
+
+
+def _listing(root: int) -> set[str]:
+    """Paths of everything in the folder that is not a folder; links are named, not followed."""
+    found: set[str] = set()
+    for folder, folders, files, descriptor in os.fwalk(".", dir_fd=root, follow_symlinks=False):
+        below = os.path.relpath(folder, ".")
+        prefix = "" if below == "." else f"{below}/"
+        links = [name for name in folders if _is_link(name, descriptor)]
+        found.update(f"{prefix}{name}" for name in (*files, *links))
+        if len(found) > 100_000:
+            raise UnsafeBundle("found more than 100000 files, expected a bundle")
+    return found
+
+
+def _is_link(name: str, folder: int) -> bool:
+    return stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)

@@ -1,0 +1,212 @@
+"""The manifest of a bundle: what is in it, and the hash of every file."""
+
+import json
+import re
+import unicodedata
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, ValidationError, model_validator
+
+from optimize.runtime.errors import CorruptBundle, UnsafeBundle, VersionError
+from optimize.runtime.loop import Call, Data, Identifier, Loop, Repeat, Signature, calls
+from optimize.runtime.tensors import strict_json
+
+FORMAT_MAJOR, FORMAT_MINOR = 1, 0
+FORMAT = "optimize-bundle"
+MANIFEST_FILE = "manifest.json"
+GRAPHS_FOLDER = "graphs"
+WEIGHTS_NAME = "weights.safetensors"
+WEIGHTS_FILE = f"{GRAPHS_FOLDER}/{WEIGHTS_NAME}"
+TABLES_FILE = "tables.safetensors"
+ENGINES_FOLDER = "engines"
+
+MAX_MANIFEST_BYTES = 4 * 2**20
+MAX_PATH = 240
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileEntry(Data):
+    """Size in bytes and SHA-256 of a file."""
+
+    size: int = Field(ge=0, lt=2**63)
+    sha256: Digest
+
+
+class GraphEntry(Data):
+    """A graph's file, and what its inputs and outputs are called in there."""
+
+    file: str
+    inputs: dict[Identifier, str]
+    outputs: dict[Identifier, str]
+
+
+class Generator(Data):
+    """What wrote the bundle."""
+
+    name: str = Field(max_length=200)
+    version: str = Field(max_length=200)
+
+
+class Manifest(Data):
+    """The contents of manifest.json.
+
+    Attributes:
+        format_version: "major.minor"; a newer minor only adds fields that old readers may ignore.
+        required_features: names of capabilities without which the bundle must not be run.
+        graphs: role → its ONNX file.
+        targets: engines the bundle has files for, such as "onnx".
+        files: path → size and hash, of every file but the manifest itself.
+        recipe: what the compiler was asked to do, as it was given.
+        report_sha256: digest of report.json, None without one.
+    """
+
+    format: Literal["optimize-bundle"]
+    format_version: Annotated[str, Field(pattern=r"^\d{1,6}\.\d{1,6}$")]
+    generator: Generator
+    required_features: tuple[str, ...] = ()
+    signature: Signature
+    loop: Loop
+    graphs: dict[Identifier, GraphEntry]
+    targets: tuple[str, ...]
+    files: dict[str, FileEntry]
+    recipe: JsonValue = None
+    report_sha256: Digest | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        for path in (*(graph.file for graph in self.graphs.values()), WEIGHTS_FILE, TABLES_FILE):
+            if path not in self.files:
+                raise ValueError(f"`files` lacks {path}")
+        slots = {slot.name for slot in self.loop.slots}
+        noise = {item.name for item in self.loop.noise}
+        fields = {item.name for item in self.signature.inputs}
+        known = {"state": slots, "noise": noise, "request": fields}
+        for call in calls(self.loop.body):
+            if call.graph not in self.graphs:
+                raise ValueError(f"the loop calls graph {call.graph}, which `graphs` lacks")
+            graph = self.graphs[call.graph]
+            if set(call.inputs) != set(graph.inputs) or not set(call.outputs) <= set(graph.outputs):
+                raise ValueError(f"the loop calls graph {call.graph} with other names than it has")
+            for binding in call.inputs.values():
+                if binding.source != "table" and binding.name not in known[binding.source]:
+                    raise ValueError(f"the loop reads unknown {binding.source} {binding.name}")
+            for destination in call.outputs.values():
+                if destination.state is not None and destination.state not in slots:
+                    raise ValueError(f"the loop writes unknown slot {destination.state}")
+        if unknown := sorted(set(self.loop.results.values()) - slots):
+            raise ValueError(f"the loop returns unknown slots {unknown}")
+        for item in _repeats(self.loop.body):
+            if item.until is not None and item.until not in slots:
+                raise ValueError(f"the loop waits for unknown slot {item.until}")
+        return self
+
+
+def _repeats(body: tuple[Call | Repeat, ...]) -> list[Repeat]:
+    found: list[Repeat] = []
+    for item in body:
+        if isinstance(item, Repeat):
+            found.append(item)
+            for inner in item.bodies.values():
+                found.extend(_repeats(inner))
+    return found
+
+
+def dump_manifest(manifest: Manifest) -> bytes:
+    """The bytes of manifest.json: sorted keys, so equal manifests are equal bytes."""
+    data = manifest.model_dump(mode="json")
+    return (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def parse_manifest(raw: bytes) -> Manifest:
+    """Reads a manifest; fields that a newer minor version added are ignored.
+
+    Raises:
+        CorruptBundle: not strict JSON, or not what a manifest holds.
+        VersionError: another format, another major version, or a missing capability.
+        UnsafeBundle: a path that must not be opened.
+    """
+    data = strict_json(raw, MANIFEST_FILE)
+    newer = _check_version(data)
+    manifest = _validated(data, newer)
+    if manifest.required_features:
+        raise VersionError(
+            f"{MANIFEST_FILE}: needs {', '.join(manifest.required_features)}, which this version "
+            "does not have; install a newer version"
+        )
+    for path in manifest.files:
+        check_path(path)
+    folded: dict[str, str] = {}
+    for path in manifest.files:
+        other = folded.setdefault(path.casefold(), path)
+        if other != path:
+            raise UnsafeBundle(f"{MANIFEST_FILE}: {other!r} and {path!r} differ in case only")
+    return manifest
+
+
+def _check_version(data: Any) -> bool:
+    """Whether the manifest is of a newer minor version."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise CorruptBundle(f"{MANIFEST_FILE}: found no field format={FORMAT!r}; not a bundle")
+    version = data.get("format_version")
+    if not isinstance(version, str) or not re.fullmatch(r"\d{1,6}\.\d{1,6}", version):
+        raise CorruptBundle(f"{MANIFEST_FILE}: found format_version {str(version)[:50]!r}")
+    major, minor = map(int, version.split("."))
+    if major != FORMAT_MAJOR:
+        raise VersionError(
+            f"{MANIFEST_FILE}: found format version {version}, expected {FORMAT_MAJOR}.x; "
+            + ("install a newer version" if major > FORMAT_MAJOR else "export the bundle again")
+        )
+    return minor > FORMAT_MINOR
+
+
+def _validated(data: Any, newer: bool) -> Manifest:
+    try:
+        return Manifest.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False)
+        unknown = [item["loc"] for item in details if item["type"] == "extra_forbidden"]
+        if newer and unknown:
+            for location in unknown:
+                _remove(data, location)
+            return _validated(data, newer)
+        shown = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in details[:3]
+        )
+        raise CorruptBundle(f"{MANIFEST_FILE}: {shown}; export the bundle again") from error
+    except RecursionError as error:
+        raise CorruptBundle(f"{MANIFEST_FILE}: found a loop nested too deeply") from error
+
+
+def _remove(data: Any, location: tuple[int | str, ...]) -> None:
+    """Removes an unknown field; parts of the location that name a type of a union are skipped."""
+    for part in location[:-1]:
+        if isinstance(data, list) and isinstance(part, int):
+            data = data[part]
+        elif isinstance(data, dict) and part in data:
+            data = data[part]
+    if isinstance(data, dict):
+        data.pop(location[-1], None)
+
+
+def check_path(path: str) -> None:
+    """Refuses a path that could leave the bundle or mean different files on different systems.
+
+    Raises:
+        UnsafeBundle: names the path.
+    """
+    parts = path.split("/")
+    bad = (
+        not path
+        or len(path.encode(errors="surrogatepass")) > MAX_PATH
+        or any(part in ("", ".", "..") or part[0] == "~" or part[-1] in " ." for part in parts)
+        or any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 or c in '\\:*?"<>|' for c in path)
+        or unicodedata.normalize("NFC", path) != path
+    )
+    if bad:
+        raise UnsafeBundle(
+            f"found path {path[:100]!r}, expected a plain path inside the bundle, at most "
+            f"{MAX_PATH} bytes"
+        )
+
+
