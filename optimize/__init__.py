@@ -1,0 +1,3 @@
+"""A compiler for generative models."""
+
+__version__ = "0.1.0"
