@@ -2,28 +2,21 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from optimize.passes.catalog import order_problem
 from optimize.passes.pass_base import Pass
+from optimize.passes.pipeline import Entry
 from optimize.recipes.options import build, nearest, plain
 from optimize.recipes.strict_yaml import REFUSED, Node
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One pass of a recipe; an `optional` one may decline or be dropped."""
-
-    item: Pass
-    optional: bool = False
-
-    def to_data(self) -> Any:
-        """The entry as it stands in a recipe."""
-        options = dataclasses.asdict(self.item)  # type: ignore[call-overload]
-        if self.optional:
-            options["optional"] = True
-        return {self.item.name: options} if options else self.item.name
+def entry_data(entry: Entry) -> Any:
+    """The entry as it stands in a recipe."""
+    options = dataclasses.asdict(entry.item)  # type: ignore[call-overload]
+    if entry.optional:
+        options["optional"] = True
+    return {entry.item.name: options} if options else entry.item.name
 
 
 def read_entries(

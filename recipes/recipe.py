@@ -27,7 +27,8 @@ from optimize.ir.errors import RecipeError
 from optimize.passes.calibration import Calibration
 from optimize.passes.catalog import passes_by_name
 from optimize.passes.pass_base import Pass
-from optimize.recipes.entries import Entry, read_entries
+from optimize.passes.pipeline import Entry
+from optimize.recipes.entries import entry_data, read_entries
 from optimize.recipes.options import build, nearest, plain
 from optimize.recipes.strict_yaml import MAX_BYTES, REFUSED, Node, decode, from_python, parse
 
@@ -114,7 +115,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data that `Recipe.load` reads back."""
-        data: dict[str, Any] = {"passes": [entry.to_data() for entry in self.passes]}
+        data: dict[str, Any] = {"passes": [entry_data(entry) for entry in self.passes]}
         if not self.budget.empty:
             given = dataclasses.asdict(self.budget).items()
             data["budget"] = {name: limit for name, limit in given if limit is not None}
