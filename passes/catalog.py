@@ -6,9 +6,11 @@ A test walks the folder and names any pass that is missing from the list.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from optimize.passes.cache_regions import CacheRegions
+from optimize.passes.fuse_solver import FuseSolver
 from optimize.passes.pass_base import Pass
 
-PASSES: tuple[type[Pass], ...] = ()
+PASSES: tuple[type[Pass], ...] = (CacheRegions, FuseSolver)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from optimize.ir.spec import check_program
 from optimize.measure.cost import program_flops
 from optimize.measure.quality import relative_error
 from optimize.passes.calibration import Request, requests
-from optimize.passes.pass_base import Pass, Rewritten
+from optimize.passes.pass_base import Declined, Pass
 from optimize.runtime.errors import OptimizeError
 
 Results = list[dict[str, NDArray[Any]]]
@@ -118,9 +118,11 @@ class _Pipeline:
         reason = item.declines(self.program)
         rewritten = None
         if reason is None:
-            rewritten = self._guarded(position, lambda: item.rewrite(self.program))
-            if not rewritten.sites:
-                reason = "found no site to rewrite"
+            try:
+                rewritten = self._guarded(position, lambda: item.rewrite(self.program))
+                reason = None if rewritten.sites else "found no site to rewrite"
+            except Declined as declined:
+                reason = str(declined)
         if reason is not None or rewritten is None:
             self._decline(entry, str(reason), start)
             return
@@ -185,7 +187,8 @@ class _Pipeline:
         item, before = self.entries[position].item, self.program
         self._tell(f"{item.name}: oracles", position * len(STAGES) + 2)
         measured = {}
-        for result in self._guarded(position, lambda: item.oracles(before, after)):
+        request = {name: value for name, value in self.calibration[0].items() if name != "seed"}
+        for result in self._guarded(position, lambda: item.oracles(before, after, request)):
             measured[result.name] = result.measured
             if not result.holds:
                 raise NumericsError(
@@ -212,7 +215,10 @@ class _Pipeline:
         identity = item.identity()
         if identity.declines(self.program) is not None:
             return None
-        rewritten: Rewritten = self._guarded(position, lambda: identity.rewrite(self.program))
+        try:
+            rewritten = self._guarded(position, lambda: identity.rewrite(self.program))
+        except Declined:
+            return None
         first = self.calibration[:1]
         results = self._guarded(position, lambda: run_requests(rewritten.program, first))
         change = results_error(results, self.results[:1])
@@ -228,7 +234,7 @@ class _Pipeline:
         """Runs a part of a pass; an unforeseen exception names the pass and those before it."""
         try:
             return run()
-        except OptimizeError:
+        except (OptimizeError, Declined):
             raise
         except Exception as error:
             earlier = [entry.item.name for entry in self.entries[:position]]

@@ -4,7 +4,7 @@
       - cache_regions:
           keep_ratio: 0.5
       - fuse_solver:
-          solver: dpm-solver-pp
+          solver: dpm_solver_pp
           steps: 10
           optional: true        # recorded, not an error, when it does not apply or does not pay
     budget:

@@ -1,5 +1,6 @@
 """The pipeline: each stage stops what it should, and the record says what happened."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -10,7 +11,7 @@ from optimize.ir.errors import NumericsError, PassDeclined, PassError
 from optimize.ir.printing import program_text
 from optimize.ir.program import Program
 from optimize.measure.cost import program_flops
-from optimize.passes.pass_base import Numerics, OracleResult, Pass, Rewritten
+from optimize.passes.pass_base import Declined, Numerics, OracleResult, Pass, Rewritten
 from optimize.passes.pipeline import Entry, results_error, run_passes
 
 aten = torch.ops.aten
@@ -39,6 +40,7 @@ class Damp(Pass):
     site: str | None = "solver"
     breaks: bool = False
     raises: bool = False
+    late_reason: str | None = None
     identity_factor: float = 1.0
     oracle: float = 0.0
 
@@ -48,6 +50,8 @@ class Damp(Pass):
     def rewrite(self, program: Program) -> Rewritten:
         if self.raises:
             raise KeyError("surprise")
+        if self.late_reason is not None:
+            raise Declined(self.late_reason)
         after = damped(program, self.factor)
         if self.breaks:
             del after.graphs["solver"].graph.output_node().prev.meta["val"]
@@ -56,7 +60,10 @@ class Damp(Pass):
     def identity(self) -> Self:
         return replace(self, factor=self.identity_factor)
 
-    def oracles(self, before: Program, after: Program) -> list[OracleResult]:
+    def oracles(
+        self, before: Program, after: Program, request: Mapping[str, Any]
+    ) -> list[OracleResult]:
+        assert set(request) == {"shift"}
         return [OracleResult("halves agree", self.oracle, 0.5)]
 
 
@@ -119,7 +126,11 @@ def test_required_pass_that_declines_is_an_error(toy_program: Program) -> None:
 
 @pytest.mark.parametrize(
     ("item", "reason"),
-    [(Damp(reason="because"), "because"), (Damp(site=None), "found no site to rewrite")],
+    [
+        (Damp(reason="because"), "because"),
+        (Damp(late_reason="too late"), "too late"),
+        (Damp(site=None), "found no site to rewrite"),
+    ],
 )
 def test_optional_pass_that_declines_is_recorded(
     toy_program: Program, item: Pass, reason: str
