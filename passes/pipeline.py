@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimize.ir.errors import NumericsError, PassDeclined, PassError
-from optimize.ir.program import Program, Record
+from optimize.ir.program import Program
+from optimize.ir.record import Record
 from optimize.ir.spec import check_program
 from optimize.measure.cost import program_flops
 from optimize.measure.quality import relative_error

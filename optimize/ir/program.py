@@ -1,7 +1,7 @@
 """The type that flows: graphs, weights and a loop, never changed in place."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -9,40 +9,12 @@ from numpy.typing import NDArray
 
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.graph import Graph
+from optimize.ir.record import Record
+from optimize.ir.report import Report
 from optimize.ir.torch_engine import TorchEngine
 from optimize.runtime.driver import Run
 from optimize.runtime.loop import Loop, Signature
 from optimize.runtime.request import check_request
-
-
-@dataclass(frozen=True)
-class Record:
-    """What one pass did.
-
-    Attributes:
-        name: the pass's name.
-        options: its options, JSON-able.
-        sites: names of the places it rewrote.
-        declined: why it did not apply, or None.
-        flops_before: floating-point operations of one request before the pass.
-        flops_after: the same after it.
-        error: relative error of the result against the program before the first pass, on the
-            calibration inputs; None when it was not verified.
-        seconds: time the pass took, verification included.
-        oracles: name of each check that ran → what it measured.
-        details: what the report draws (active tokens by step, coefficient tables …).
-    """
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    sites: tuple[str, ...] = ()
-    declined: str | None = None
-    flops_before: float = 0.0
-    flops_after: float = 0.0
-    error: float | None = None
-    seconds: float = 0.0
-    oracles: Mapping[str, float] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class StepPlan(Protocol):
@@ -77,6 +49,11 @@ class Program:
     plan: StepPlan | None = None
     history: tuple[Record, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def report(self) -> Report:
+        """What each pass did; printing it shows a line per pass."""
+        return Report(self.history, self.notes)
 
     def __call__(
         self,
