@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from optimize.ir.program import Program
 from optimize.runtime import philox
 from optimize.runtime.errors import RuntimeInputError
-from optimize.runtime.loop import Input, size_of
-from optimize.runtime.request import check_request, describe, numpy_dtype
+from optimize.runtime.loop import Input, Loop, Signature, size_of
+from optimize.runtime.request import check_request, numpy_dtype
+
+if TYPE_CHECKING:  # requests are also made where PyTorch is not installed
+    from optimize.ir.program import Program
 
 Request = Mapping[str, Any]
 
@@ -38,7 +39,7 @@ class Calibration:
 
 
 def requests(
-    program: Program,
+    program: "Program",
     calibration: Calibration | None = None,
     examples: Mapping[str, Any] | None = None,
 ) -> list[Request]:
@@ -50,15 +51,25 @@ def requests(
     """
     calibration = calibration or Calibration()
     return [
-        _request(program, calibration, examples or {}, calibration.seed + index)
+        signature_request(
+            program.signature, program.loop, calibration, examples or {}, calibration.seed + index
+        )
         for index in range(calibration.samples)
     ]
 
 
-def _request(
-    program: Program, calibration: Calibration, examples: Mapping[str, Any], seed: int
+def signature_request(
+    signature: Signature,
+    loop: Loop,
+    calibration: Calibration,
+    examples: Mapping[str, Any],
+    seed: int,
 ) -> Request:
-    signature = program.signature
+    """One request for a signature, a bundle's as well as a program's.
+
+    Raises:
+        RuntimeInputError: a field of `calibration.inputs` does not exist or does not fit.
+    """
     fields = {item.name: item for item in signature.inputs}
     unknown = sorted(set(calibration.inputs) - set(fields) - set(signature.dimensions))
     if unknown:
@@ -69,26 +80,25 @@ def _request(
     request: dict[str, Any] = dict(calibration.inputs)
     sizes = {name: max(1, low) for name, (low, _) in signature.dimensions.items()}
     for name, item in fields.items():
-        if name not in request and isinstance(examples.get(name), torch.Tensor):
-            request[name] = examples[name]
-        if name in request and np.ndim(_host(request[name])) == len(item.shape):
-            for dimension, size in zip(item.shape, np.shape(_host(request[name])), strict=True):
+        if name not in request and name in examples:
+            request[name] = _host(examples[name])
+        if name in request and np.ndim(request[name]) == len(item.shape):
+            for dimension, size in zip(item.shape, np.shape(request[name]), strict=True):
                 if isinstance(dimension, str) and "*" not in dimension:
                     sizes[dimension] = size
     for name, item in fields.items():
         if name not in request and item.default is None:
             request[name] = _drawn(item, sizes, seed)
-    request["seed"] = seed
-    given = {name: _host(value) for name, value in request.items() if name != "seed"}
-    check_request(signature, program.loop, given, seed)
-    return request
+    check_request(signature, loop, request, seed)
+    return {**request, "seed": seed}
 
 
 def _host(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    return value
+    """A tensor as an array; bfloat16, which numpy lacks, as float32."""
+    if not hasattr(value, "detach"):
+        return value
+    tensor = value.detach().cpu()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
 def _drawn(item: Input, sizes: dict[str, int], seed: int) -> Any:
@@ -108,8 +118,3 @@ def _drawn(item: Input, sizes: dict[str, int], seed: int) -> Any:
     if dtype.kind == "i":
         return (item.low + np.floor(numbers * (span + 1))).reshape(shape).astype(dtype)
     return (item.low + numbers * span).reshape(shape).astype(dtype)
-
-
-def described(program: Program) -> str:
-    """The fields of a request as a user reads them."""
-    return ", ".join(describe(item) for item in program.signature.inputs)

@@ -20,7 +20,7 @@ from optimize.ir.program import Program
 from optimize.ir.record import Record
 from optimize.ir.spec import check_program
 from optimize.measure.cost import program_flops
-from optimize.measure.quality import relative_error
+from optimize.measure.quality import psnr, relative_error
 from optimize.passes.calibration import Request, requests
 from optimize.passes.pass_base import Declined, Pass
 from optimize.runtime.errors import OptimizeError
@@ -132,6 +132,8 @@ class _Pipeline:
         check_program(after, item.name)
         oracles, error, results = self._verified(position, after)
         details = dict(rewritten.details)
+        if self.verify:
+            details["psnr"] = results_psnr(results, self.reference)
         seconds = math.nan
         if self.measure is not None:
             seconds = self.measure(after)
@@ -280,6 +282,16 @@ def results_error(results: Results, reference: Results) -> float:
         else:
             worst = max(worst, relative_error(ours_flat, theirs_flat))
     return worst
+
+
+def results_psnr(results: Results, reference: Results) -> float:
+    """The smallest peak signal-to-noise ratio over outputs and requests, in dB; inf when equal."""
+    smallest = math.inf
+    for ours, theirs in zip(results, reference, strict=True):
+        for name, array in theirs.items():
+            if array.dtype.kind == "f" and not np.array_equal(ours[name], array):
+                smallest = min(smallest, psnr(ours[name], array))
+    return smallest
 
 
 def _check_finite(results: Results, made_by: str) -> None:

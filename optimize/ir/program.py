@@ -1,12 +1,15 @@
 """The type that flows: graphs, weights and a loop, never changed in place."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
 
+from optimize.ir import exporting
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.graph import Graph
 from optimize.ir.record import Record
@@ -54,6 +57,31 @@ class Program:
     def report(self) -> Report:
         """What each pass did; printing it shows a line per pass."""
         return Report(self.history, self.notes)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        target: str = "onnx",
+        overwrite: bool = False,
+        recipe: Mapping[str, Any] | None = None,
+        report: Report | None = None,
+    ) -> Path:
+        """Writes a bundle that runs without PyTorch.
+
+        Args:
+            path: the folder to make.
+            target: what the bundle is for.
+            overwrite: replace a bundle that stands there; it stays whole until the new one is.
+            recipe: kept in the bundle, for whoever reads it.
+            report: kept in the bundle; the program's own by default.
+        Raises:
+            RecipeError: unknown target.
+            ResourceError: the folder exists or cannot be written.
+        """
+        return exporting.export(
+            self, path, target, overwrite=overwrite, recipe=recipe, report=report or self.report
+        )
 
     def __call__(
         self,
