@@ -1,0 +1,70 @@
+"""A compiler for generative models: rewrites what is computed, proves it, ships it without PyTorch.
+
+    from optimize import DenoiseLoop, optimize
+    program = optimize(model, "image-fast", example_inputs=inputs, loop=DenoiseLoop(steps=50))
+    program.export("bundle/")
+
+    from optimize.runtime import load
+    result = load("bundle/")(seed=0)
+
+Names are imported when first used: importing this package loads neither PyTorch nor ONNX Runtime.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimize.ir.exporting import EXPORTERS
+
+if TYPE_CHECKING:
+    from optimize.api import optimize
+    from optimize.ir.denoise import DenoiseLoop, FlowSchedule, VarianceSchedule
+    from optimize.ir.program import Program
+    from optimize.ir.report import Report
+    from optimize.recipes.recipe import Budget, Recipe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "DenoiseLoop",
+    "FlowSchedule",
+    "Program",
+    "Recipe",
+    "Report",
+    "VarianceSchedule",
+    "__version__",
+    "optimize",
+]
+
+_HOMES = {
+    "optimize": "optimize.api",
+    "DenoiseLoop": "optimize.ir.denoise",
+    "FlowSchedule": "optimize.ir.denoise",
+    "VarianceSchedule": "optimize.ir.denoise",
+    "Program": "optimize.ir.program",
+    "Report": "optimize.ir.report",
+    "Budget": "optimize.recipes.recipe",
+    "Recipe": "optimize.recipes.recipe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'optimize' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _export_onnx(program: Any, path: Any, **options: Any) -> Path:
+    from optimize.api import export_onnx
+
+    return export_onnx(program, path, **options)
+
+
+EXPORTERS.setdefault("onnx", _export_onnx)

@@ -1,48 +1,23 @@
 """The type that flows: graphs, weights and a loop, never changed in place."""
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
 
+from optimize.ir import exporting
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.graph import Graph
+from optimize.ir.record import Record
+from optimize.ir.report import Report
 from optimize.ir.torch_engine import TorchEngine
 from optimize.runtime.driver import Run
 from optimize.runtime.loop import Loop, Signature
 from optimize.runtime.request import check_request
-
-
-@dataclass(frozen=True)
-class Record:
-    """What one pass did.
-
-    Attributes:
-        name: the pass's name.
-        options: its options, JSON-able.
-        sites: names of the places it rewrote.
-        declined: why it did not apply, or None.
-        flops_before: floating-point operations of one request before the pass.
-        flops_after: the same after it.
-        error: relative error of the result against the program before the first pass, on the
-            calibration inputs; None when it was not verified.
-        seconds: time the pass took, verification included.
-        oracles: name of each check that ran → what it measured.
-        details: what the report draws (active tokens by step, coefficient tables …).
-    """
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    sites: tuple[str, ...] = ()
-    declined: str | None = None
-    flops_before: float = 0.0
-    flops_after: float = 0.0
-    error: float | None = None
-    seconds: float = 0.0
-    oracles: Mapping[str, float] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class StepPlan(Protocol):
@@ -77,6 +52,36 @@ class Program:
     plan: StepPlan | None = None
     history: tuple[Record, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def report(self) -> Report:
+        """What each pass did; printing it shows a line per pass."""
+        return Report(self.history, self.notes)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        target: str = "onnx",
+        overwrite: bool = False,
+        recipe: Mapping[str, Any] | None = None,
+        report: Report | None = None,
+    ) -> Path:
+        """Writes a bundle that runs without PyTorch.
+
+        Args:
+            path: the folder to make.
+            target: what the bundle is for.
+            overwrite: replace a bundle that stands there; it stays whole until the new one is.
+            recipe: kept in the bundle, for whoever reads it.
+            report: kept in the bundle; the program's own by default.
+        Raises:
+            RecipeError: unknown target.
+            ResourceError: the folder exists or cannot be written.
+        """
+        return exporting.export(
+            self, path, target, overwrite=overwrite, recipe=recipe, report=report or self.report
+        )
 
     def __call__(
         self,

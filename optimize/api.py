@@ -1,0 +1,206 @@
+"""`optimize(model, recipe)`: capture, passes, budget. The whole compiler in one call."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from optimize.capture.from_denoiser import capture
+from optimize.ir.denoise import DenoiseLoop
+from optimize.ir.errors import QualityError
+from optimize.ir.program import Program
+from optimize.ir.record import Record
+from optimize.ir.report import Report
+from optimize.passes.cache_regions import active_maps
+from optimize.passes.calibration import Request, requests
+from optimize.passes.pipeline import Measure, Progress, run_passes
+from optimize.recipes.recipe import Budget, Recipe
+from optimize.report.html import render_html
+from optimize.report.json_file import render_json
+
+
+def optimize(
+    model: Any,
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe = "balanced",
+    *,
+    example_inputs: Mapping[str, Any] | None = None,
+    loop: DenoiseLoop | None = None,
+    budget: Budget | Mapping[str, Any] | None = None,
+    verify: bool = True,
+    progress: bool | Progress = True,
+) -> Program:
+    """Makes a model faster, checks that it is still right, and says what was done.
+
+    Args:
+        model: a `torch.nn.Module` that denoises, a diffusers pipeline, or a captured program.
+        recipe: a named recipe, a path of a YAML file, a mapping, or a `Recipe`.
+        example_inputs: argument name → tensor, for a bare module; also the calibration inputs.
+        loop: how a bare module is sampled.
+        budget: limits on the change of the result, instead of the recipe's.
+        verify: run oracles, identity checks and the comparison with the unrewritten program. They
+            sample with the model several times. Without, no budget is checked.
+        progress: a bar on standard error (none when that is no terminal), or a function to tell.
+    Returns:
+        The rewritten program; `report` says what each pass did.
+    Raises:
+        RecipeError: the recipe cannot be read, or a required pass does not apply.
+        InputModelError: the model or its example inputs cannot be captured.
+        NumericsError: a check of a pass failed.
+        QualityError: the result changed by more than the budget.
+    """
+    checked = load_recipe(recipe, budget)
+    program = model if isinstance(model, Program) else capture(model, example_inputs, loop=loop)
+    return apply_recipe(program, checked, example_inputs, verify=verify, progress=progress)
+
+
+def load_recipe(recipe: Any, budget: Budget | Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe from anything that names one, with another budget where one is given."""
+    checked = Recipe.load(recipe)
+    if budget is None:
+        return checked
+    if isinstance(budget, Mapping):
+        budget = Recipe.load({"passes": [], "budget": budget}).budget
+    return replace(checked, budget=budget)
+
+
+def apply_recipe(
+    program: Program,
+    recipe: Recipe,
+    examples: Mapping[str, Any] | None = None,
+    *,
+    verify: bool = True,
+    measure: Measure | None = None,
+    progress: bool | Progress = False,
+) -> Program:
+    """The program after the passes of a recipe, within its budget.
+
+    Args:
+        program: stays as it is.
+        recipe: what to do.
+        examples: example inputs; those that a request takes are calibration inputs.
+        verify: compare results; without, no budget is checked.
+        measure: seconds per request on the target; drops optional passes that do not pay.
+        progress: as for `optimize`.
+    """
+    calibration: Sequence[Request] = ()
+    if verify:
+        calibration = requests(program, recipe.calibration, examples)
+    with _Bar(progress) as bar:
+        after = run_passes(
+            program,
+            recipe.passes,
+            verify=verify,
+            calibration=calibration,
+            measure=measure,
+            progress=bar,
+        )
+    if verify:
+        check_budget(recipe, after.history)
+        return with_active_tokens(after, calibration[0])
+    if not recipe.budget.empty:
+        note = f"the budget of recipe {recipe.name} was not checked: verify is off"
+        return replace(after, notes=(*after.notes, note))
+    return after
+
+
+def check_budget(recipe: Recipe, history: Sequence[Record]) -> None:
+    """Checks the result after the last pass against the budget.
+
+    Raises:
+        QualityError: says which pass cost what.
+    """
+    applied = [record for record in history if record.declined is None]
+    if recipe.budget.empty or not applied:
+        return
+    error = applied[-1].error or 0.0
+    ratio = applied[-1].details.get("psnr", math.inf)
+    problems = []
+    limit = recipe.budget.psnr
+    if limit is not None and not ratio >= limit:
+        problems.append(f"psnr {ratio:.1f} dB, expected at least {limit:g}")
+    limit = recipe.budget.relative_error
+    if limit is not None and not error <= limit:
+        problems.append(f"relative_error {error:.4g}, expected at most {limit:g}")
+    if not problems:
+        return
+    costs = "; ".join(
+        f"after {record.name}: relative_error {record.error or 0.0:.4g}, "
+        f"psnr {record.details.get('psnr', math.inf):.1f} dB"
+        for record in applied
+    )
+    raise QualityError(
+        f"recipe {recipe.name}: over the quality budget: found {' and '.join(problems)}. {costs}. "
+        "Ease the options of the pass that cost most, or the budget"
+    )
+
+
+def with_active_tokens(program: Program, request: Request) -> Program:
+    """The program with a map of the recomputed tokens in the record of its region cache."""
+    history = list(program.history)
+    for index, record in enumerate(history):
+        grid = record.details.get("grid")
+        if record.name != "cache_regions" or record.declined is not None or not grid:
+            continue
+        fields = {name: value for name, value in request.items() if name != "seed"}
+        maps = np.asarray(active_maps(program, fields, request["seed"]), dtype=bool)
+        shape = (len(maps), -1, grid[-1])
+        details = {**record.details, "active": maps.reshape(shape).tolist()}
+        history[index] = replace(record, details=details)
+    return replace(program, history=tuple(history))
+
+
+def export_onnx(
+    program: Program,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    recipe: Mapping[str, Any] | None = None,
+    report: Report | None = None,
+    page: str | None = None,
+) -> Path:
+    """Writes a bundle for ONNX Runtime, with its report and recipe inside.
+
+    Args:
+        page: the HTML report; drawn from `report` when not given.
+    """
+    # Capturing and rewriting need no ONNX.
+    from optimize.export.bundle import export_bundle
+
+    report = program.report if report is None else report
+    files = {
+        "report.json": render_json(report).encode(),
+        "report.html": (render_html(report) if page is None else page).encode(),
+    }
+    if recipe is not None:
+        files["recipe.yaml"] = Recipe.load(recipe).to_yaml().encode()
+    plain = None if recipe is None else json.loads(json.dumps(recipe))
+    return export_bundle(program, path, overwrite=overwrite, extra_files=files, recipe=plain)
+
+
+class _Bar:
+    """Tells a progress bar, a function, or nobody."""
+
+    def __init__(self, progress: bool | Progress) -> None:
+        self.progress = progress
+        self.bar: Any = None
+
+    def __enter__(self) -> Progress | None:
+        if callable(self.progress):
+            return self.progress
+        return self._tell if self.progress else None
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        if self.bar is None:
+            self.bar = tqdm(total=total, disable=None, leave=False, unit="stage")
+        self.bar.set_description(stage, refresh=False)
+        self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,115 @@
+"""What a MODEL argument may be: a zoo model, a diffusers pipeline, or a function in a file."""
+
+import difflib
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optimize.ir.denoise import DenoiseLoop
+from optimize.ir.errors import InputModelError, RecipeError
+from optimize.runtime.errors import ResourceError
+
+HELP = (
+    "zoo:digits-dit, a diffusers pipeline (folder or hub id), or path/to/file.py:function, where "
+    "function() returns (module, example_inputs, loop)."
+)
+ZOO = ("digits-dit",)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what `optimize` needs besides."""
+
+    name: str
+    model: Any
+    example_inputs: Mapping[str, Any] | None = None
+    loop: DenoiseLoop | None = None
+
+
+def load_model(text: str) -> LoadedModel:
+    """Loads a MODEL argument.
+
+    Raises:
+        RecipeError: the argument names nothing.
+        InputModelError: what it names is no model.
+        ResourceError: a package or a download is missing.
+    """
+    if text.startswith("zoo:"):
+        return _from_zoo(text)
+    file, colon, function = text.rpartition(":")
+    if colon and file.endswith(".py"):
+        return _from_file(Path(file), function)
+    if text.endswith(".py"):
+        raise RecipeError(f"model {text}: found no function, expected {text}:function")
+    return _from_diffusers(text)
+
+
+def _from_zoo(text: str) -> LoadedModel:
+    name = text.removeprefix("zoo:")
+    if name not in ZOO:
+        close = difflib.get_close_matches(name, ZOO, n=1, cutoff=0.3)
+        hint = f". Did you mean zoo:{close[0]}?" if close else ""
+        known = ", ".join(f"zoo:{item}" for item in ZOO)
+        raise RecipeError(f"unknown model {text!r}; known zoo models: {known}{hint}")
+    # A zoo model brings its weights; each is imported when asked for.
+    from optimize.commands.zoo import load_digits
+
+    return load_digits(text)
+
+
+def _from_file(path: Path, function: str) -> LoadedModel:
+    if not path.is_file():
+        raise RecipeError(f"model {path}:{function}: found no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    make = getattr(module, function, None)
+    if not callable(make):
+        names = [name for name, item in vars(module).items() if callable(item) and name[0] != "_"]
+        close = difflib.get_close_matches(function, names, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise RecipeError(f"model {path}: found no function {function!r}{hint}")
+    made = make()
+    if not isinstance(made, tuple) or len(made) != 3:
+        found = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
+        raise InputModelError(
+            f"model {path}:{function}: returned {found}, expected (module, example_inputs, loop)"
+        )
+    model, example_inputs, loop = made
+    if loop is not None and not isinstance(loop, DenoiseLoop):
+        raise InputModelError(
+            f"model {path}:{function}: found loop {type(loop).__name__}, expected a DenoiseLoop"
+        )
+    return LoadedModel(f"{path.stem}:{function}", model, example_inputs, loop)
+
+
+def _from_diffusers(text: str) -> LoadedModel:
+    folder = Path(text)
+    looks_local = folder.exists() or text.startswith((".", "/", "~"))
+    if looks_local and not (folder / "model_index.json").is_file():
+        raise RecipeError(
+            f"model {text}: found no model_index.json, expected a diffusers pipeline folder"
+        )
+    if not looks_local and text.count("/") != 1:
+        raise RecipeError(f"unknown model {text!r}; expected {HELP}")
+    if not looks_local and os.environ.get("HF_HUB_OFFLINE") != "1":
+        os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "30")
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise ResourceError(
+            "diffusers is not installed; pip install 'optimize[compile,hf]'"
+        ) from error
+    try:
+        load: Any = DiffusionPipeline.from_pretrained
+        pipeline = load(text)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ResourceError(f"model {text}: cannot be loaded: {reason}") from error
+    return LoadedModel(text, pipeline)

@@ -1,0 +1,95 @@
+"""`optimize run` and `optimize export`: a model becomes a bundle, with or without passes."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from optimize.commands.console import Json, console, print_json
+from optimize.commands.models import HELP, load_model
+from optimize.commands.progress import StageBar
+from optimize.commands.targets import check_out, session_measure
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=HELP, show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the bundle to write.")]
+
+
+def run(
+    model: Model,
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="Name of a recipe, or path of a YAML file.")
+    ] = "balanced",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    verify: Annotated[
+        bool, typer.Option(help="Compare with the model as it was, and check the budget.")
+    ] = True,
+    measure: Annotated[
+        bool, typer.Option(help="Time each pass on the target; drop optional ones that do not pay.")
+    ] = True,
+    diff: Annotated[bool, typer.Option("--diff", help="Print what the passes changed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Optimise a model by a recipe; with --out, write the bundle."""
+    from optimize.recipes.recipe import Recipe
+
+    checked = Recipe.load(recipe)
+    if out is not None:
+        check_out(out, overwrite, model)
+    loaded = load_model(model)
+    with StageBar(quiet=as_json) as bar:
+        bar.wait("capture")
+        from optimize.api import apply_recipe
+        from optimize.capture.from_denoiser import capture
+        from optimize.ir.printing import program_diff
+        from optimize.passes.calibration import requests
+
+        before = capture(loaded.model, loaded.example_inputs, loop=loaded.loop)
+        examples = loaded.example_inputs
+        meter = None
+        if measure and any(entry.optional for entry in checked.passes):
+            meter = session_measure(requests(before, checked.calibration, examples)[0])
+        after = apply_recipe(before, checked, examples, verify=verify, measure=meter, progress=bar)
+        if out is not None:
+            bar.wait("export")
+            after.export(out, target=checked.target, overwrite=overwrite, recipe=checked.to_dict())
+    _show(after.report, out, as_json)
+    if diff and not as_json:
+        console().print(Text(program_diff(before, after)))
+
+
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle to write.")],
+    target: Annotated[str, typer.Option(help="What the bundle is for.")] = "onnx",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model as a bundle as it is, without any pass."""
+    check_out(out, overwrite, model)
+    loaded = load_model(model)
+    with StageBar(quiet=as_json) as bar:
+        bar.wait("capture")
+        from optimize.capture.from_denoiser import capture
+
+        program = capture(loaded.model, loaded.example_inputs, loop=loaded.loop)
+        bar.wait("export")
+        program.export(out, target=target, overwrite=overwrite)
+    _show(program.report, out, as_json)
+
+
+def _show(report: Any, out: Path | None, as_json: bool) -> None:
+    if as_json:
+        data = report.to_dict()
+        data["bundle"] = None if out is None else str(out)
+        print_json(data)
+        return
+    from optimize.report.terminal import print_report
+
+    output = console()
+    if report.passes:
+        print_report(report, output)
+    if out is not None:
+        output.print(Text(f"bundle written to {out}"))

@@ -1,0 +1,169 @@
+"""What was done to a program and what it gained, as data and as plain text.
+
+`Program.report` has the passes; a measuring caller adds rows and curves with `dataclasses.replace`.
+`optimize.report` draws the same data for terminals and browsers.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from optimize.ir.record import Record
+
+Role = Literal["baseline", "ours", "control", "part"]
+
+FORMAT_VERSION = "1.0"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured way to get the result.
+
+    Args:
+        name: what it is, such as "Euler, 50 steps, eager".
+        role: the "baseline", "ours", an honest "control", or a "part" of ours by itself.
+        denoiser_calls: network evaluations per sample.
+        seconds: per sample, median.
+        quality: metric → value.
+    """
+
+    name: str
+    role: Role
+    denoiser_calls: int
+    seconds: float
+    quality: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quality metric over denoiser calls; points are (calls, value)."""
+
+    name: str
+    points: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything there is to say about an optimised program.
+
+    Attributes:
+        passes: the history of the program.
+        notes: facts found at capture that a user should know.
+        rows: measured rows, the baseline and the controls among them.
+        curves: calls versus quality, with `curve_metric` as the label of the vertical axis.
+        environment: what the figures were measured on.
+    """
+
+    passes: tuple[Record, ...]
+    notes: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    curve_metric: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def row(self, role: Role) -> Row | None:
+        """The first row of a role."""
+        return next((row for row in self.rows if row.role == role), None)
+
+    @property
+    def speedup(self) -> float | None:
+        """Seconds of the baseline divided by ours; None when not measured."""
+        baseline, ours = self.row("baseline"), self.row("ours")
+        if baseline is None or ours is None or not ours.seconds > 0:
+            return None
+        return baseline.seconds / ours.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-able data; what is not finite becomes null."""
+        baseline, ours = self.row("baseline"), self.row("ours")
+        data: dict[str, Any] = plain(
+            {
+                "format": FORMAT_VERSION,
+                "speedup": self.speedup,
+                "quality": {
+                    "baseline": baseline.quality if baseline else {},
+                    "ours": ours.quality if ours else {},
+                },
+                "controls": [row for row in self.rows if row.role == "control"],
+                "passes": self.passes,
+                "rows": self.rows,
+                "curves": self.curves,
+                "curve_metric": self.curve_metric,
+                "notes": self.notes,
+                "environment": self.environment,
+            }
+        )
+        return data
+
+    def __str__(self) -> str:
+        lines = [_pass_line(record) for record in self.passes] or ["no passes"]
+        if self.rows:
+            metrics = list(dict.fromkeys(name for row in self.rows for name in row.quality))
+            head = ["", "calls", "time", *metrics]
+            body = [row_cells(row, metrics) for row in self.rows]
+            lines += ["", *columns([head, *body])]
+        if self.speedup is not None:
+            lines += ["", f"{self.speedup:.2f}x less time per sample than the baseline"]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def row_cells(row: Row, metrics: Sequence[str]) -> list[str]:
+    """The cells of a row: name, calls, time, one per metric."""
+    values = [f"{row.quality[name]:.4g}" if name in row.quality else "" for name in metrics]
+    return [row.name, str(row.denoiser_calls), seconds_text(row.seconds), *values]
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text, aligned in columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def amount(value: float) -> str:
+    """A large number as a reader knows it: 12.3 G."""
+    for factor, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration as a reader knows it: 12.3 ms."""
+    if not math.isfinite(seconds):
+        return "not measured"
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} µs"
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def plain(item: Any) -> Any:
+    """Data as JSON has it: dataclasses as objects, arrays as lists, NaN and Inf as null."""
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        fields = dataclasses.fields(item)
+        return {entry.name: plain(getattr(item, entry.name)) for entry in fields}
+    if isinstance(item, Mapping):
+        return {str(key): plain(inner) for key, inner in item.items()}
+    if hasattr(item, "tolist"):
+        return plain(item.tolist())
+    if isinstance(item, (list, tuple, set, frozenset)):
+        return [plain(inner) for inner in item]
+    if isinstance(item, float):
+        return item if math.isfinite(item) else None
+    return item if item is None or isinstance(item, (bool, int, str)) else str(item)
+
+
+def _pass_line(record: Record) -> str:
+    if record.declined is not None:
+        return f"{record.name}: declined, {record.declined}"
+    parts = [
+        f"{record.name}: {len(record.sites)} {'site' if len(record.sites) == 1 else 'sites'}",
+        f"{amount(record.flops_before)}FLOP → {amount(record.flops_after)}FLOP",
+        "error not verified" if record.error is None else f"error {record.error:.3g}",
+        seconds_text(record.seconds),
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,79 @@
+"""A report as one self-contained page: no script, no request leaves it."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from optimize.ir.record import Record
+from optimize.ir.report import Report, amount, plain, row_cells, seconds_text
+from optimize.report.images import Picture, data_uri, png, token_map
+from optimize.report.plots import calls_versus_quality
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A grid of samples with its caption; `scale` is pixels per value."""
+
+    caption: str
+    picture: Picture
+    scale: int = 2
+
+
+def render_html(report: Report, samples: Sequence[Samples] = (), title: str = "Report") -> str:
+    """The page of a report.
+
+    Args:
+        report: its passes may carry `details["active"]`, [step][h][w] booleans.
+        samples: pictures to show, such as before and after.
+        title: heading of the page.
+    """
+    style = _resource("style.css")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"amount": amount, "seconds": seconds_text}
+    metrics = list(dict.fromkeys(name for row in report.rows for name in row.quality))
+    return environment.from_string(_resource("page.html.j2")).render(
+        title=title,
+        style=style,
+        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'",
+        report=report,
+        samples=[
+            {"caption": item.caption, "uri": data_uri(png(item.picture, item.scale))}
+            for item in samples
+        ],
+        metrics=metrics,
+        rows=[{"role": row.role, "cells": row_cells(row, metrics)} for row in report.rows],
+        curve=_curve(report),
+        maps=[item for record in report.passes if (item := _maps(record)) is not None],
+        options={record.name: plain(record.options) for record in report.passes},
+    )
+
+
+def _resource(name: str) -> str:
+    return resources.files("optimize.report").joinpath(name).read_text("utf-8")
+
+
+def _curve(report: Report) -> str | None:
+    if not report.curves:
+        return None
+    plot = calls_versus_quality(report.curves, report.rows, report.curve_metric)
+    return data_uri(plot, "image/svg+xml")
+
+
+def _maps(record: Record) -> dict[str, Any] | None:
+    active = record.details.get("active")
+    if not active:
+        return None
+    steps = []
+    for index, step in enumerate(active):
+        picture = token_map(step)
+        share = float((picture < 128).mean())
+        scale = max(1, 64 // max(picture.shape))
+        caption = f"step {index + 1}: {share:.0%}"
+        steps.append({"caption": caption, "uri": data_uri(png(picture, scale))})
+    return {"name": record.name, "steps": steps}

@@ -1,0 +1,55 @@
+"""A report as tables on a terminal."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from optimize.ir.report import Report, amount, row_cells, seconds_text
+
+STYLES = {"baseline": "", "ours": "bold green", "control": "yellow", "part": "dim"}
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Prints the passes, then what was measured."""
+    console.print(passes_table(report))
+    for record in report.passes:
+        if record.declined is not None:
+            console.print(Text(f"{record.name} declined: {record.declined}", "yellow"))
+    if report.rows:
+        console.print(rows_table(report))
+    if report.speedup is not None:
+        text = f"{report.speedup:.2f}x less time per sample than the baseline"
+        console.print(Text(text, "bold green"))
+    for note in report.notes:
+        console.print(Text(f"note: {note}", "dim"))
+
+
+def passes_table(report: Report) -> Table:
+    """One line per pass."""
+    table = Table(title="Passes", title_justify="left", title_style="bold")
+    table.add_column("pass")
+    for name in ("sites", "FLOPs before", "FLOPs after", "error", "time"):
+        table.add_column(name, justify="right")
+    for record in report.passes:
+        cells = [
+            record.name,
+            str(len(record.sites)) if record.declined is None else "declined",
+            amount(record.flops_before),
+            amount(record.flops_after),
+            "" if record.error is None else f"{record.error:.3g}",
+            seconds_text(record.seconds),
+        ]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def rows_table(report: Report) -> Table:
+    """One line per measured row."""
+    metrics = list(dict.fromkeys(name for row in report.rows for name in row.quality))
+    table = Table(title="Measured", title_justify="left", title_style="bold")
+    table.add_column("")
+    for name in ("calls", "time per sample", *metrics):
+        table.add_column(Text(name), justify="right")
+    for row in report.rows:
+        table.add_row(*map(Text, row_cells(row, metrics)), style=STYLES[row.role])
+    return table

@@ -1,0 +1,47 @@
+"""Every pass, and the rules of their order: adding a pass is a file and a line here.
+
+A test walks the folder and names any pass that is missing from the list.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from optimize.passes.cache_regions import CacheRegions
+from optimize.passes.fuse_solver import FuseSolver
+from optimize.passes.pass_base import Pass
+
+PASSES: tuple[type[Pass], ...] = (CacheRegions, FuseSolver)
+
+
+@dataclass(frozen=True)
+class OrderRule:
+    """`first` cannot come after `then`, because of `reason`."""
+
+    first: str
+    then: str
+    reason: str
+
+
+ORDER: tuple[OrderRule, ...] = (
+    OrderRule(
+        "cache_regions",
+        "fuse_solver",
+        "fuse_solver merges the denoiser into the step graph, where it cannot be rewritten alone",
+    ),
+)
+
+
+def passes_by_name() -> Mapping[str, type[Pass]]:
+    """Name → pass class."""
+    return {item.name: item for item in PASSES}
+
+
+def order_problem(names: Sequence[str], position: int) -> str | None:
+    """Why the pass at `position` cannot stand there, after those before it; None if it can."""
+    name = names[position]
+    if name in names[:position]:
+        return f"found {name} a second time, expected it once; join the options in one entry"
+    for rule in ORDER:
+        if rule.first == name and rule.then in names[:position]:
+            return f"found {name} after {rule.then}, expected it before: {rule.reason}"
+    return None

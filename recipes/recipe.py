@@ -1,0 +1,210 @@
+"""A recipe: passes in order with their options, a quality budget, a target, calibration inputs.
+
+    passes:
+      - cache_regions:
+          keep_ratio: 0.5
+      - fuse_solver:
+          solver: dpm_solver_pp
+          steps: 10
+          optional: true        # recorded, not an error, when it does not apply or does not pay
+    budget:
+      psnr: 25
+    target: onnx
+
+A recipe has no logic. Everything wrong with it is listed at once.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from optimize.ir.errors import RecipeError
+from optimize.passes.calibration import Calibration
+from optimize.passes.catalog import passes_by_name
+from optimize.passes.pass_base import Pass
+from optimize.passes.pipeline import Entry
+from optimize.recipes.entries import entry_data, read_entries
+from optimize.recipes.options import build, nearest, plain
+from optimize.recipes.strict_yaml import MAX_BYTES, REFUSED, Node, decode, from_python, parse
+
+LIBRARY = Path(__file__).parent / "library"
+KEYS = ("passes", "budget", "target", "calibration")
+
+Target = Literal["onnx", "tensorrt-rtx", "tensorrt", "aoti"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on the difference to the unrewritten program, checked after the last pass.
+
+    Args:
+        psnr: smallest peak signal-to-noise ratio of the result in dB; the peak is the reference's
+            value range.
+        relative_error: largest ratio of the norms of difference and reference.
+    """
+
+    psnr: float | None = None
+    relative_error: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("psnr", "relative_error"):
+            limit = getattr(self, name)
+            if limit is not None and not 0 <= limit < float("inf"):
+                raise ValueError(f"{name}: found {limit}, expected a finite number >= 0")
+
+    @property
+    def empty(self) -> bool:
+        return self.psnr is None and self.relative_error is None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; make one with `Recipe.load`."""
+
+    passes: tuple[Entry, ...]
+    budget: Budget = field(default_factory=Budget)
+    target: Target = "onnx"
+    calibration: Calibration = field(default_factory=Calibration)
+    name: str = "recipe"
+
+    @classmethod
+    def load(
+        cls,
+        source: "str | os.PathLike[str] | Mapping[str, Any] | Recipe",
+        *,
+        passes: Mapping[str, type[Pass]] | None = None,
+    ) -> "Recipe":
+        """Loads a recipe.
+
+        Args:
+            source: a name of `recipes/library`, a path of a YAML file (anything with a suffix or a
+                folder in it), a mapping, or a recipe.
+            passes: name → class; the catalogue's by default.
+        Raises:
+            RecipeError: listing every problem with its place.
+        """
+        if isinstance(source, Recipe):
+            return source
+        problems: list[str] = []
+        if isinstance(source, Mapping):
+            name = "recipe"
+            root: Node | None = from_python(source, name, problems)
+        elif isinstance(source, (str, os.PathLike)):
+            path = find(source)
+            name = path.stem
+            root = parse(decode(_read(path), path.name, problems), path.name, problems)
+        else:
+            raise RecipeError(
+                f"recipe: found {type(source).__name__}, expected a name ({', '.join(names())}), "
+                "a path, a mapping or a Recipe"
+            )
+        known = passes_by_name() if passes is None else passes
+        recipe = None
+        if root is not None:
+            recipe = _checked(root, name, known, problems)
+        elif not problems:
+            problems.append(f"{name}: found an empty recipe, expected at least `passes:`")
+        if problems or recipe is None:
+            raise RecipeError(_listed(name, problems))
+        return recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain data that `Recipe.load` reads back."""
+        data: dict[str, Any] = {"passes": [entry_data(entry) for entry in self.passes]}
+        if not self.budget.empty:
+            given = dataclasses.asdict(self.budget).items()
+            data["budget"] = {name: limit for name, limit in given if limit is not None}
+        data["target"] = self.target
+        if self.calibration != Calibration():
+            data["calibration"] = dataclasses.asdict(self.calibration)
+        return data
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML that `Recipe.load` reads back."""
+        return yaml.safe_dump(_without_tuples(self.to_dict()), sort_keys=False)
+
+
+def names() -> list[str]:
+    """The named recipes that ship with the library."""
+    return sorted(path.stem for path in LIBRARY.glob("*.yaml"))
+
+
+def find(source: str | os.PathLike[str]) -> Path:
+    """The file of a named recipe or of a path."""
+    text = os.fspath(source)
+    path = Path(text)
+    if not path.suffix and len(path.parts) == 1 and not path.exists():
+        if text in names():
+            return LIBRARY / f"{text}.yaml"
+        raise RecipeError(f"unknown recipe {text!r}; {nearest(text, names(), 'recipes')}")
+    if not path.is_file():
+        found = "a folder or special file" if path.exists() else "nothing there"
+        raise RecipeError(
+            f"recipe {text}: found {found}, expected a YAML file; "
+            f"named recipes: {', '.join(names())}"
+        )
+    return path
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"recipe {path}: cannot be read: {error.strerror}") from error
+
+
+def _listed(name: str, problems: list[str]) -> str:
+    if len(problems) == 1:
+        return f"recipe {name}: {problems[0]}"
+    return f"recipe {name}: found {len(problems)} problems\n" + "\n".join(
+        f"  {problem}" for problem in problems
+    )
+
+
+def _checked(
+    root: Node,
+    name: str,
+    known: Mapping[str, type[Pass]],
+    problems: list[str],
+) -> Recipe | None:
+    if not isinstance(root.value, dict):
+        if root.value is not REFUSED:
+            problems.append(
+                f"{root.where}: found {str(plain(root))[:60]!r}, expected a mapping with `passes`"
+            )
+        return None
+    given: dict[str, Node] = root.value
+    problems += [
+        f"{node.key_where or node.where}: unknown key {key!r}; {nearest(key, KEYS, 'keys')}"
+        for key, node in given.items()
+        if key not in KEYS
+    ]
+    absent = Node(None, root.where)
+    entries = read_entries(given.get("passes"), root.where, known, problems)
+    budget = build(Budget, given.get("budget", absent), "budget", problems)
+    calibration = build(Calibration, given.get("calibration", absent), "calibration", problems)
+    target = "onnx"
+    if "target" in given and given["target"].value is not REFUSED:
+        node = given["target"]
+        target = node.value
+        if target not in get_args(Target):
+            shown = str(plain(node))
+            problems.append(
+                f"{node.where}: unknown target {shown!r}; "
+                + nearest(shown, get_args(Target), "targets")
+            )
+    return None if problems else Recipe(tuple(entries), budget, target, calibration, name)  # type: ignore[arg-type]
+
+
+def _without_tuples(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_tuples(inner) for key, inner in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_without_tuples(inner) for inner in data]
+    return data

@@ -1,0 +1,64 @@
+"""Programs print as Python that parses, and differences show what a pass did."""
+
+import ast
+from dataclasses import replace
+
+import torch
+
+from optimize.ir.printing import graph_text, program_diff, program_text
+from optimize.ir.program import Program
+
+EXPECTED_SOLVER = """\
+def solver(latent, prediction, coefficients):
+    # latent: float32 [batch, 6, 4]
+    # prediction: float32 [batch, 6, 4]
+    # coefficients: float32 [1]
+    select_int = aten.select(coefficients, 0, 0)  # float32 []
+    mul_tensor = aten.mul(prediction, select_int)  # float32 [batch, 6, 4]
+    add_tensor = aten.add(latent, mul_tensor)  # float32 [batch, 6, 4]
+    return {"latent": add_tensor}"""
+
+EXPECTED_LOOP = """\
+def program(request, noise, table):
+    latent = noise["latent"]  # float32 [batch, 6, 4]
+    prediction = zeros()  # float32 [batch, 6, 4]
+    for step in range(4):
+        prediction = denoiser(latent=latent, timestep=table["timestep"][step], \
+shift=request["shift"])["prediction"]
+        latent = solver(latent=latent, prediction=prediction, \
+coefficients=table["coefficients"][step])["latent"]
+    return {"latent": latent}
+"""
+
+
+def test_graph_and_loop_read_as_python(toy_program: Program) -> None:
+    text = program_text(toy_program)
+    ast.parse(text)
+    assert EXPECTED_SOLVER in text
+    assert text.endswith(EXPECTED_LOOP)
+    assert 'aten.linear(view, w["query.weight"], w["query.bias"])' in text
+
+
+def test_difference_shows_only_what_changed(toy_program: Program) -> None:
+    assert program_diff(toy_program, toy_program) == ""
+    graph = toy_program.graphs["solver"].copied()
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.add.Tensor:
+            node.target = torch.ops.aten.sub.Tensor
+    after = replace(toy_program, graphs={**toy_program.graphs, "solver": graph})
+    changed = [
+        line
+        for line in program_diff(toy_program, after).splitlines()
+        if line[0] in "+-" and not line.startswith(("+++", "---"))
+    ]
+    assert changed == [
+        "-    add_tensor = aten.add(latent, mul_tensor)  # float32 [batch, 6, 4]",
+        "+    add_tensor = aten.sub(latent, mul_tensor)  # float32 [batch, 6, 4]",
+    ]
+
+
+def test_unfinished_graphs_still_print(toy_program: Program) -> None:
+    graph = toy_program.graphs["solver"].copied()
+    for node in graph.graph.nodes:
+        node.meta.pop("val", None)
+    assert "# None" in graph_text("solver", graph)

@@ -1,0 +1,191 @@
+"""Reports as data, text, terminal tables and a page that runs nothing."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from optimize.ir.program import Program
+from optimize.ir.record import Record
+from optimize.ir.report import Curve, Report, Row, amount, plain, seconds_text
+from optimize.report.html import Samples, render_html
+from optimize.report.images import grid, png, to_picture, token_map
+from optimize.report.json_file import render_json
+from optimize.report.terminal import print_report
+
+HOSTILE = "<script>alert('x')</script>\"'&[red]{{ 7 * 7 }}"
+
+REPORT = Report(
+    passes=(
+        Record(
+            "cache_regions",
+            options={"keep_ratio": 0.5, "keep": ((0, 0.5),)},
+            sites=("block_0", "block_1"),
+            flops_before=2e9,
+            flops_after=1.2e9,
+            error=0.0123,
+            seconds=0.5,
+            oracles={"identity": 0.0, "worst": float("nan")},
+            details={"active": [[[True, False], [False, True], [True, True]]] * 3},
+        ),
+        Record("fuse_solver", declined="the loop is fused", flops_before=1.0, flops_after=1.0),
+    ),
+    notes=("the model fixes the batch at 2",),
+    rows=(
+        Row("Euler, 50 steps", "baseline", 50, 0.5, {"distance": 0.02, "judge": 0.99}),
+        Row("image-fast", "ours", 10, 0.05, {"distance": 0.03, "judge": 0.99}),
+        Row("Euler, 10 steps", "control", 10, 0.11, {"distance": 0.2}),
+        Row("solver alone", "part", 10, 0.1, {"distance": 0.025}),
+    ),
+    curves=(Curve("Euler", ((2, 1.0), (10, 0.2), (50, 0.02))),),
+    curve_metric="distance",
+    environment={"cpu": "two cores"},
+)
+
+
+def test_dict_has_the_fixed_keys() -> None:
+    data = json.loads(render_json(REPORT))
+    assert data["speedup"] == pytest.approx(10.0)
+    assert data["quality"]["ours"] == {"distance": 0.03, "judge": 0.99}
+    assert [row["name"] for row in data["controls"]] == ["Euler, 10 steps"]
+    first, second = data["passes"]
+    assert {"name", "sites", "declined", "flops_before", "flops_after", "error", "seconds"} <= set(
+        first
+    )
+    assert first["declined"] is None and second["declined"] == "the loop is fused"
+    assert first["oracles"] == {"identity": 0.0, "worst": None}
+
+
+def test_dict_of_a_program_without_measurements(toy_program: Program) -> None:
+    data = toy_program.report.to_dict()
+    assert data["speedup"] is None and data["passes"] == [] and data["controls"] == []
+    assert str(toy_program.report) == "no passes"
+
+
+def test_text_has_a_line_per_pass_and_row() -> None:
+    lines = str(REPORT).splitlines()
+    assert lines[0] == "cache_regions: 2 sites, 2 GFLOP → 1.2 GFLOP, error 0.0123, 500 ms"
+    assert lines[1] == "fuse_solver: declined, the loop is fused"
+    assert lines[3] == "                 calls  time    distance  judge"
+    assert lines[5] == "image-fast       10     50 ms   0.03      0.99"
+    assert lines[-2] == "10.00x less time per sample than the baseline"
+    assert lines[-1] == "note: the model fixes the batch at 2"
+
+
+def printed(report: Report) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    print_report(report, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_terminal_shows_passes_rows_and_reasons() -> None:
+    text = printed(REPORT)
+    for expected in ("cache_regions", "1.2 G", "image-fast", "fuse_solver declined: the loop is"):
+        assert expected in text
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def page_of(report: Report) -> tuple[str, Tags]:
+    picture = to_picture(np.linspace(-1, 1, 12).reshape(3, 4), -1, 1)
+    page = render_html(report, [Samples(HOSTILE, picture)], title=HOSTILE)
+    tags = Tags()
+    tags.feed(page)
+    return page, tags
+
+
+def test_page_escapes_hostile_strings() -> None:
+    hostile = Report(
+        passes=(Record(HOSTILE, {HOSTILE: HOSTILE}, (HOSTILE,), HOSTILE, oracles={HOSTILE: 1.0}),),
+        notes=(HOSTILE,),
+        rows=(Row(HOSTILE, "ours", 1, 1.0, {HOSTILE: 1.0}),),
+        curves=(Curve(HOSTILE, ((1, 1.0),)),),
+        curve_metric=HOSTILE,
+        environment={HOSTILE: HOSTILE},
+    )
+    page, tags = page_of(hostile)
+    assert "<script" not in page
+    assert not any(tag == "script" for tag, _ in tags.tags)
+    assert "".join(tags.text).count(HOSTILE) >= 8
+    assert HOSTILE in printed(hostile).replace("\n", "")
+
+
+def test_page_loads_nothing() -> None:
+    page, tags = page_of(REPORT)
+    for tag, attributes in tags.tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form")
+        for name, value in attributes.items():
+            assert not name.startswith("on") and name not in ("href", "style")
+            if name == "src":
+                assert value is not None and value.startswith("data:image/")
+    policy = next(a["content"] for t, a in tags.tags if t == "meta" and "content" in a)
+    style = re.search(r"<style>(.*)</style>", page, re.DOTALL)
+    assert style is not None and policy is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'"
+
+
+def test_page_shows_maps_curve_and_rows() -> None:
+    page, tags = page_of(REPORT)
+    text = "".join(tags.text)
+    assert "step 3: 67%" in text
+    assert "10.00x less time" in text
+    assert "keep_ratio 0.5" in text
+    assert "declined: the loop is fused" in text
+    assert "data:image/svg+xml;base64," in page
+    assert render_html(REPORT) == render_html(REPORT)
+
+
+def test_grid_places_pictures_row_by_row() -> None:
+    pictures = [np.full((2, 2), value, np.uint8) for value in (1, 2, 3)]
+    canvas = grid(pictures, columns=2, gap=1)
+    assert canvas.shape == (5, 5)
+    assert canvas[0, 0] == 1 and canvas[0, 3] == 2 and canvas[3, 0] == 3
+    assert canvas[3, 3] == 255 and canvas[2, 0] == 255
+
+
+def test_pictures_clip_and_become_png() -> None:
+    assert to_picture(np.array([-2.0, 0.0, 2.0]), -1, 1).tolist() == [0, 128, 255]
+    assert png(token_map([[True, False]]), 3).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.0, "0"), (999, "999"), (1234, "1.23 k"), (5.6e12, "5.6 T")]
+)
+def test_amounts(value: float, expected: str) -> None:
+    assert amount(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(5e-6, "5 µs"), (0.0123, "12.3 ms"), (2.0, "2 s"), (float("nan"), "not measured")],
+)
+def test_durations(value: float, expected: str) -> None:
+    assert seconds_text(value) == expected
+
+
+def test_plain_takes_arrays_and_refuses_no_type() -> None:
+    assert plain({"a": np.arange(2), "b": np.float32(0.5), "c": {1}, "d": object}) == {
+        "a": [0, 1],
+        "b": 0.5,
+        "c": [1],
+        "d": "<class 'object'>",
+    }
