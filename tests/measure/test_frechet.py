@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy.linalg import sqrtm
+from scipy.linalg import sqrtm  # type: ignore[import-untyped]
 
 from optimize.measure.frechet import (
     PrincipalComponents,

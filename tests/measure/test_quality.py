@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from optimize.measure.quality import (
+    Array,
     Interval,
     QualityError,
     bootstrap_interval,
@@ -68,7 +70,9 @@ def test_ratios_neither_underflow_nor_overflow(scale: float) -> None:
     ],
     ids=["all-zero", "zero-reference", "shapes", "empty", "nan", "infinite"],
 )
-def test_cannot_decide_when_undefined(metric, candidate, reference, found) -> None:  # type: ignore[no-untyped-def]
+def test_cannot_decide_when_undefined(
+    metric: Callable[[Array, Array], float], candidate: Array, reference: Array, found: str
+) -> None:
     with pytest.raises(QualityError, match=found):
         metric(candidate, reference)
 
