@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 WEIGHTS_PATH = Path(__file__).with_name("digits_dit.safetensors")
-WEIGHTS_SHA256 = "be8e19ede9e18d662c986654f586b3b1574bf43c4dee70cb14058cb5e5a10028"
+WEIGHTS_SHA256 = "110a572b1a4de4020ece09eb28ec564a9283547aad3af3e7021ca27e240a51a0"
 
 
 def load_digits_dit(path: Path = WEIGHTS_PATH) -> DigitsDiT:

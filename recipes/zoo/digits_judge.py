@@ -122,5 +122,7 @@ class DigitsJudge:
         return float(np.mean(self.classifier.predict(rows) == labels))
 
     def _nearest(self, rows: npt.NDArray[np.float64]) -> float:
-        closest = [np.square(self.train_rows - row).mean(axis=1).min() for row in rows]
+        train = self.train_rows
+        squares = np.square(rows).sum(axis=1)[:, None] + np.square(train).sum(axis=1)
+        closest = (squares - 2 * rows @ train.T).min(axis=1).clip(0) / train.shape[1]
         return float(np.sqrt(closest).mean())

@@ -152,12 +152,10 @@ def check_quality(model: DigitsDiT, judge: DigitsJudge, count: int, steps: int) 
     }
 
 
-def train(options: TrainingOptions, data: DigitsData, out: Path) -> None:
+def train(model: DigitsDiT, data: DigitsData, options: TrainingOptions, out: Path) -> None:
     """Trains on the train split; writes `digits_dit.safetensors` and `digits_dit.json` to `out`."""
-    torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     judge = DigitsJudge.fit(data)
-    model = DigitsDiT()
     average = torch.optim.swa_utils.AveragedModel(
         model, avg_fn=lambda slow, fast, _: slow.lerp(fast, 1 - options.average_decay)
     )
@@ -225,7 +223,9 @@ def main() -> None:
     out = arguments.pop("out")
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-    train(TrainingOptions(**arguments), load_digits_data(), out)
+    options = TrainingOptions(**arguments)
+    torch.manual_seed(options.seed)
+    train(DigitsDiT(), load_digits_data(), options, out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from optimize.measure.quality import QualityError
 from optimize.recipes.zoo.digits_data import (
     NULL_LABEL,
     DigitsData,
-    DigitsSplit,
     enlarge,
     load_digits_data,
 )
@@ -178,7 +177,7 @@ def test_loading_names_the_cure_when_the_weights_are_missing_or_changed(tmp_path
         load_digits_dit(path)
 
 
-@pytest.mark.parametrize(("sigma", "largest_error"), [(0.3, 0.1), (0.6, 0.16), (0.9, 0.45)])
+@pytest.mark.parametrize(("sigma", "largest_error"), [(0.3, 0.09), (0.6, 0.19), (0.9, 0.38)])
 def test_velocity_leads_back_to_unseen_images(
     model: DigitsDiT, data: DigitsData, sigma: float, largest_error: float
 ) -> None:
@@ -239,15 +238,17 @@ def test_nearest_train_distance_exposes_copies(data: DigitsData, judge: DigitsJu
 # Training.
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 def test_training_learns_and_records_what_it_did(tmp_path: Path, data: DigitsData) -> None:
-    few = DigitsSplit(data.train.images[:40], data.train.labels[:40])
+    torch.manual_seed(0)
+    coarse = DigitsDiT(patch_size=8, dim=64, block_count=1, head_count=2)
     options = TrainingOptions(
-        steps=16, batch_size=8, warmup_steps=2, check_every=16, check_samples=4, average_decay=0.5
+        steps=60, batch_size=8, warmup_steps=2, check_every=60, check_samples=4, average_decay=0.5
     )
-    train(options, DigitsData(train=few, held_out=data.held_out), tmp_path)
+    train(coarse, data, options, tmp_path)
     record = json.loads((tmp_path / "digits_dit.json").read_text())
     content = (tmp_path / "digits_dit.safetensors").read_bytes()
     assert record["sha256"] == hashlib.sha256(content).hexdigest()
-    assert record["options"]["steps"] == record["step"] == 16
+    assert record["options"]["steps"] == record["step"] == 60
     # Predicting zero scores the variance of the noise plus the mean square of the images, 1.7.
     assert record["loss"] < 1.5
