@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from torch import fx
 
 from optimize.capture.from_denoiser import dimensions_of
 from optimize.ir.axes import Axes, Axis
@@ -34,10 +35,11 @@ from optimize.ir.program import Program
 from optimize.ir.row_subset import Cache, CannotSubset, RowSubset, token_axis
 from optimize.ir.torch_engine import DTYPE_NAMES, TorchEngine
 from optimize.passes.pass_base import Declined, OracleResult, Pass, Rewritten
-from optimize.passes.region_choice import Counts, choose, token_scores
+from optimize.passes.region_choice import Counts, change_rate, choose, token_scores
 from optimize.runtime.loop import Binding, Call, Destination, Repeat, Slot
 
 COUNTERS = ("score", "drops", "age")
+LAST = "last_prediction"
 SUBSET_BOUND = {torch.float64: 1e-10, torch.float32: 2e-4}
 
 
@@ -78,9 +80,10 @@ class CacheRegions(Pass):
         final: last steps that recompute everything, >= 0.
         resets: further steps that recompute everything.
         reset_interval: recompute everything after this many steps; 0 never.
-        metric: "std" or "norm" of a token's prediction over channels.
+        metric: what a token is scored by: "change" of its prediction per step (needs warmup >= 2),
+            or "std" or "norm" of its prediction over channels, as published.
         drop_high: share of the dropped tokens taken from the highest scores, in [0, 1].
-        starvation: weight of earlier drops, >= 0.
+        starvation: weight of earlier drops, >= 0; "change" weighs by age instead.
         max_age: the longest a token may wait, in region steps; 0 sets no bound.
     """
 
@@ -89,7 +92,7 @@ class CacheRegions(Pass):
     final: int = 0
     resets: tuple[int, ...] = ()
     reset_interval: int = 0
-    metric: Literal["std", "norm"] = "std"
+    metric: Literal["change", "std", "norm"] = "change"
     drop_high: float = 0.0
     starvation: float = 0.1
     max_age: int = 8
@@ -104,13 +107,17 @@ class CacheRegions(Pass):
             raise ValueError(
                 f"warmup: found {self.warmup}, expected at least 1: the caches start empty"
             )
+        if self.metric == "change" and self.warmup < 2:
+            raise ValueError(
+                f"warmup: found {self.warmup}, expected at least 2 for metric 'change'"
+            )
         for name in ("final", "reset_interval", "max_age", "starvation"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 0")
         if not 0 <= self.drop_high <= 1:
             raise ValueError(f"drop_high: found {self.drop_high}, expected a share in [0, 1]")
-        if self.metric not in ("std", "norm"):
-            raise ValueError(f"metric: found {self.metric!r}, expected 'std' or 'norm'")
+        if self.metric not in ("change", "std", "norm"):
+            raise ValueError(f"metric: found {self.metric!r}, expected 'change', 'std' or 'norm'")
 
     def ratios(self) -> tuple[tuple[int, float], ...]:
         """Pairs (first step, fraction), in order of steps."""
@@ -168,8 +175,7 @@ class CacheRegions(Pass):
             graphs["denoiser"] = self._whole_graph(graph, axes, tokens, caches)
         except CannotSubset as reason:
             raise Declined(str(reason)) from reason
-        latent = graph.node("latent").meta["val"]
-        batch = dimensions_of(graph, graph.node("latent"))[0]
+        shape = dimensions_of(graph, graph.node("latent"))
         slots = [
             Slot(
                 name=cache.name,
@@ -179,45 +185,35 @@ class CacheRegions(Pass):
             )
             for cache in caches
         ]
-        slots += [Slot(name=name, dtype="float32", shape=(batch, tokens.hint)) for name in COUNTERS]
+        slots += [
+            Slot(name=name, dtype="float32", shape=(shape[0], tokens.hint)) for name in COUNTERS
+        ]
+        state = list(COUNTERS)
+        if self.metric == "change":
+            dtype = DTYPE_NAMES[graph.node("latent").meta["val"].dtype]
+            slots.append(Slot(name=LAST, dtype=dtype, shape=shape))
+            state.append(LAST)
         denoise, *rest = repeat.bodies["step"]
         assert isinstance(denoise, Call)
-        written = {cache.name: Destination(state=cache.name) for cache in caches}
-        counters = {name: Destination(state=name) for name in COUNTERS}
-        read = {
-            name: Binding(source="state", name=name)
-            for name in (*(cache.name for cache in caches), *COUNTERS)
+        cached = [cache.name for cache in caches]
+        outputs = denoise.outputs | {
+            name: Destination(state=name) for name in (*cached, *state)
         }
-        bodies = {
-            "step": (
-                denoise.model_copy(
-                    update={
-                        "outputs": {
-                            **denoise.outputs,
-                            **written,
-                            **{name: counters[name] for name in ("score", "age")},
-                        }
-                    }
-                ),
-                *rest,
-            )
-        }
+        read = {name: Binding(source="state", name=name) for name in state}
+        read_caches = {name: Binding(source="state", name=name) for name in cached}
+        whole = {"inputs": {**denoise.inputs, **read}, "outputs": outputs}
+        bodies = {"step": (denoise.model_copy(update=whole), *rest)}
         for count in rows:
-            bodies[f"rows_{count}"] = (
-                denoise.model_copy(
-                    update={
-                        "graph": f"denoiser_rows_{count}",
-                        "inputs": {**denoise.inputs, **read},
-                        "outputs": {**denoise.outputs, **written, **counters},
-                    }
-                ),
-                *rest,
-            )
+            some = {
+                "graph": f"denoiser_rows_{count}",
+                "inputs": {**denoise.inputs, **read, **read_caches},
+                "outputs": outputs,
+            }
+            bodies[f"rows_{count}"] = (denoise.model_copy(update=some), *rest)
         new_repeat = repeat.model_copy(update={"bodies": bodies, "steps": plan.bodies(steps)})
         loop = program.loop.model_copy(
             update={"slots": (*program.loop.slots, *slots), "body": (new_repeat,)}
         )
-        del latent
         sites = tuple(cache.source.name for cache in caches if cache.attention)
         return Rewritten(
             replace(program, graphs=graphs, loop=loop, plan=plan),
@@ -245,7 +241,7 @@ class CacheRegions(Pass):
         results = []
         generator = torch.Generator().manual_seed(0)
         for variant in variants:
-            state = {name: whole[name] for name in whole if name.startswith("cache_")}
+            state = {name: whole[name] for name in whole if name in run._slots}
             state["score"] = torch.rand(whole["score"].shape, generator=generator)
             state["drops"] = torch.zeros_like(state["score"])
             state["age"] = torch.zeros_like(state["score"])
@@ -273,40 +269,62 @@ class CacheRegions(Pass):
         self, graph: Graph, axes: Axes, tokens: Axis, counts: Counts
     ) -> tuple[Graph, tuple[Cache, ...]]:
         """The denoiser on some rows: chooses them, computes them, scores the result."""
-        builder = Builder(fake_mode_of(graph))
-        arguments = {name: builder.input(name, graph.node(name).meta["val"]) for name in graph.inputs}
-        batch = graph.node("latent").meta["val"].shape[0]
-        score, drops, age = (
-            builder.input(name, builder.fake((batch, tokens.hint), torch.float32))
-            for name in COUNTERS
-        )
-        choice = choose(builder, counts, self.starvation, score, drops, age)
+        builder, arguments, state = self._opened(graph, tokens)
+        starvation = None if self.metric == "change" else self.starvation
+        choice = choose(builder, counts, starvation, *(state[name] for name in COUNTERS))
         subset = RowSubset(graph, axes, tokens, builder, choice.index, arguments).run()
-        prediction = subset.outputs["prediction"]
-        own = axes.of(graph.output_nodes()["prediction"])
-        outputs = {
-            **subset.outputs,
-            **subset.updated,
-            "score": token_scores(builder, prediction, own, axes, tokens, self.metric),
-            "drops": choice.drops,
-            "age": choice.age,
-        }
+        outputs = {**subset.outputs, **subset.updated}
+        outputs |= self._scored(
+            builder, graph, axes, tokens, state, subset.outputs["prediction"], choice.age
+        )
+        outputs["drops"] = choice.drops
         return builder.finish(outputs, graph.dimensions), subset.caches
 
     def _whole_graph(
         self, graph: Graph, axes: Axes, tokens: Axis, caches: tuple[Cache, ...]
     ) -> Graph:
         """The denoiser on all tokens, which fills the caches."""
+        builder, arguments, state = self._opened(graph, tokens)
+        nodes = builder.inlined_nodes(graph, arguments)
+        outputs = {name: nodes[node] for name, node in graph.output_nodes().items()}
+        outputs |= {cache.name: nodes[cache.source] for cache in caches}
+        age = builder.call(torch.ops.aten.zeros_like.default, state["age"])
+        outputs |= self._scored(builder, graph, axes, tokens, state, outputs["prediction"], age)
+        outputs["drops"] = state["drops"]
+        return builder.finish(outputs, graph.dimensions)
+
+    def _opened(
+        self, graph: Graph, tokens: Axis
+    ) -> tuple[Builder, dict[str, fx.Node], dict[str, fx.Node]]:
+        """A builder with the inputs of the denoiser, and those of the region choice."""
         builder = Builder(fake_mode_of(graph))
         arguments = {name: builder.input(name, graph.node(name).meta["val"]) for name in graph.inputs}
-        mapping = builder.inlined_nodes(graph, arguments)
-        outputs = {name: mapping[node] for name, node in graph.output_nodes().items()}
+        latent = graph.node("latent").meta["val"]
+        counters = builder.fake((latent.shape[0], tokens.hint), torch.float32)
+        state = {name: builder.input(name, counters) for name in COUNTERS}
+        if self.metric == "change":
+            state[LAST] = builder.input(LAST, latent)
+        return builder, arguments, state
+
+    def _scored(
+        self,
+        builder: Builder,
+        graph: Graph,
+        axes: Axes,
+        tokens: Axis,
+        state: Mapping[str, fx.Node],
+        prediction: fx.Node,
+        age: fx.Node,
+    ) -> dict[str, fx.Node]:
+        """The new scores and ages, and what the next scores need."""
         own = axes.of(graph.output_nodes()["prediction"])
-        score = token_scores(builder, outputs["prediction"], own, axes, tokens, self.metric)
-        outputs |= {cache.name: mapping[cache.source] for cache in caches}
-        outputs["score"] = score
-        outputs["age"] = builder.call(torch.ops.aten.zeros_like.default, score)
-        return builder.finish(outputs, graph.dimensions)
+        if self.metric != "change":
+            score = token_scores(builder, prediction, own, axes, tokens, self.metric)
+            return {"score": score, "age": age}
+        moved = builder.call(torch.ops.aten.sub.Tensor, prediction, state[LAST])
+        change = token_scores(builder, moved, own, axes, tokens, "norm")
+        score = change_rate(builder, change, state["score"], state["age"], age)
+        return {"score": score, "age": age, LAST: prediction}
 
 
 def _repeat(program: Program) -> Repeat:

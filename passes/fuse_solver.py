@@ -35,12 +35,13 @@ class FuseSolver(Pass):
     """Options of `fuse_solver`.
 
     Args:
-        solver: "same" keeps the captured one; "euler" (flow models), "ddim", "dpm_solver_pp".
+        solver: "same" keeps the captured one; "ddim" and "dpm_solver_pp" suit every model,
+            "euler" and "adams_bashforth" flow models.
         order: of a multistep solver, in [1, 3].
         steps: denoiser calls per sample, in [1, 10000]; None keeps the captured number.
     """
 
-    solver: Literal["same", "euler", "ddim", "dpm_solver_pp"] = "same"
+    solver: Literal["same", "euler", "ddim", "dpm_solver_pp", "adams_bashforth"] = "same"
     order: int | None = None
     steps: int | None = None
 
@@ -68,9 +69,9 @@ class FuseSolver(Pass):
             return "the program has no denoising loop"
         if "solver" not in program.graphs:
             return "the solver is already fused"
-        if self.solver == "euler" and program.description.prediction != "flow":
+        if self.solver in ("euler", "adams_bashforth") and program.description.prediction != "flow":
             return (
-                f"euler needs a flow model, this one predicts {program.description.prediction!r}; "
+                f"{self.solver} needs a flow model, this one predicts {program.description.prediction!r}; "
                 "use solver ddim or dpm_solver_pp"
             )
         return None

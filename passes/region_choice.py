@@ -1,15 +1,18 @@
 """Which tokens a step recomputes: the region choice of `cache_regions`, as graph nodes.
 
 Everything here is nodes of the step graph, so each engine makes the same choice. Per token there are
-a score (how much its prediction varies, from the last step), how often it was dropped, and its age
-(steps since it was recomputed). In the order they are taken:
+a score, how often it was dropped, and its age (steps since it was recomputed). In the order they are
+taken:
 
 1. the oldest ceil(N / max_age) tokens are recomputed, so that none waits longer than `max_age`;
-2. of the rest, the lowest scores are dropped, raised by starvation * drops;
-3. of the rest, the highest scores are dropped, lowered by starvation * drops.
+2. of the rest, the lowest scores are dropped, raised by `weight`;
+3. of the rest, the highest scores are dropped, lowered by `weight`.
 
-Both lists push a token that was dropped often towards being recomputed. (The published code raises
-both, which makes the tokens of the second list starve.)
+The weight grows with the drops of a token, so both lists push a token that was dropped often towards
+being recomputed. (The published code raises both, which makes the tokens of the second list starve.)
+With metric "change" the score is how fast a token's prediction changed per step when it was last
+recomputed, and the weight the logarithm of the steps it would be out of date by: the product is the
+expected error of leaving it alone.
 """
 
 import operator
@@ -101,10 +104,26 @@ class Choice:
     age: fx.Node
 
 
+def change_rate(
+    builder: Builder, change: fx.Node, score: fx.Node, age_before: fx.Node, age: fx.Node
+) -> fx.Node:
+    """[B, tokens]: change per step of the tokens just recomputed, the old rate of the others.
+
+    Args:
+        change: how far each token's prediction moved in this step; 0 where it was not recomputed.
+        score: the old rates.
+        age_before, age: before and after this step.
+    """
+    steps = builder.call(aten.add.Tensor, age_before, 1.0)
+    rate = builder.call(aten.div.Tensor, change, steps)
+    fresh = builder.call(aten.lt.Scalar, age, 0.5)
+    return builder.call(aten.where.self, fresh, rate, score)
+
+
 def choose(
     builder: Builder,
     counts: Counts,
-    starvation: float,
+    starvation: float | None,
     score: fx.Node,
     drops: fx.Node,
     age: fx.Node,
@@ -113,7 +132,8 @@ def choose(
 
     Args:
         score, drops, age: [B, tokens] float32.
-        starvation: how much one drop weighs against the logarithm of the score; >= 0.
+        starvation: how much one drop weighs against the logarithm of the score, >= 0; None weighs
+            by the logarithm of the steps a token would be out of date.
     """
     zeros = builder.call(aten.zeros_like.default, score)
     low = float(torch.finfo(torch.float32).min)
@@ -135,7 +155,11 @@ def choose(
 
     tiny = builder.call(aten.add.Tensor, score, TINY)
     logarithm = builder.call(aten.log.default, tiny)
-    weight = builder.call(aten.mul.Tensor, drops, starvation)
+    older = builder.call(aten.add.Tensor, age, 1.0)
+    if starvation is None:
+        weight = builder.call(aten.log.default, older)
+    else:
+        weight = builder.call(aten.mul.Tensor, drops, starvation)
     taken: fx.Node | None = None
     inactive: fx.Node | None = None
     if counts.oldest:
@@ -162,5 +186,4 @@ def choose(
         return Choice(index, drops, zeros)
     dropped = builder.call(aten._to_copy.default, inactive, dtype=torch.float32)
     new_drops = builder.call(aten.add.Tensor, drops, dropped)
-    older = builder.call(aten.add.Tensor, age, 1.0)
     return Choice(index, new_drops, builder.call(aten.mul.Tensor, older, dropped))

@@ -161,6 +161,10 @@ def constant_error(levels: Levels, prediction: Prediction, step: SolverStep) -> 
             moved = now + step.table[:, 0] * output
         else:
             moved = step.table[:, 0] * now + step.table[:, 1] * output
-            moved = moved + step.table[:, 2 : 2 + step.history].sum(axis=1) * clean
+            # What is kept of each step: the clean estimate, or for flow solvers the velocity.
+            kept = step.table[:, -2] * now + step.table[:, -1] * output if step.history else now
+            for age in range(1, step.history + 1):
+                earlier = np.concatenate([np.zeros(age), kept[:-age]])[: len(now)]
+                moved = moved + step.table[:, 1 + age] * earlier
         worst = max(worst, float(np.abs(moved - path[1:]).max()))
     return worst

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from optimize.ir.denoise import Levels, Prediction
 from optimize.ir.solver_step import SolverStep, plain_step
+from optimize.passes.solvers.adams_bashforth import adams_bashforth
 from optimize.passes.solvers.ddim import ddim
 from optimize.passes.solvers.dpm_solver_pp import dpm_solver_pp
 from optimize.passes.solvers.euler import euler
@@ -13,8 +14,9 @@ SOLVERS: dict[str, Callable[[Levels, Prediction, int], SolverStep]] = {
     "euler": lambda levels, prediction, order: euler(levels, prediction),
     "ddim": lambda levels, prediction, order: ddim(levels, prediction),
     "dpm_solver_pp": dpm_solver_pp,
+    "adams_bashforth": adams_bashforth,
 }
 """Recipe name → (levels, prediction, order) → solver. "same" is the captured program's own."""
 
-HIGHEST_ORDER = {"same": 1, "euler": 1, "ddim": 1, "dpm_solver_pp": 3}
+HIGHEST_ORDER = {"same": 1, "euler": 1, "ddim": 1, "dpm_solver_pp": 3, "adams_bashforth": 3}
 """Recipe name → the highest order it has."""
