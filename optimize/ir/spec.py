@@ -2,13 +2,14 @@
 
 A graph is functional (no op writes its input), its placeholders are its weights and its inputs in
 order, every node carries the value it computes, and computing the shapes anew gives the ones it
-claims: at the traced sizes, and at another batch where the batch may vary, which finds sizes baked
-into a view. A loop names only things that exist, and hands each graph the dtype and shape it takes.
+claims; where the batch may vary, at another batch than the traced one, which finds sizes baked into
+a view. A loop names only things that exist, and hands each graph the dtype and shape it takes.
 """
 
 import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx
@@ -20,6 +21,9 @@ from optimize.ir.loop_spec import loop_problems
 from optimize.ir.program import Program
 
 MAX_SHOWN = 5
+
+_SHAPES_CHECKED: WeakKeyDictionary[fx.GraphModule, str] = WeakKeyDictionary()
+"""Modules whose shapes were found right, with their code then: programs share most graphs."""
 
 
 def check_program(program: Program, after: str = "capture") -> None:
@@ -70,14 +74,17 @@ def _problems(graph: Graph) -> Iterator[str]:
     yield from structural
     if structural:
         return
-    yield from _shape_problems(graph, {})
+    if _SHAPES_CHECKED.get(graph.module) == graph.module.code:
+        return
     batch = graph.dimensions.get("batch")
-    if batch is not None:
-        known = traced_sizes(graph)
-        if batch not in known:
-            yield f"dimension 'batch': found no input with a size {batch}, expected at least one"
-        else:
-            yield from _shape_problems(graph, {batch: known[batch] + 1})
+    known = traced_sizes(graph)
+    if batch is not None and batch not in known:
+        yield f"dimension 'batch': found no input with a size {batch}, expected at least one"
+        return
+    problems = list(_shape_problems(graph, {} if batch is None else {batch: known[batch] + 1}))
+    yield from problems
+    if not problems:
+        _SHAPES_CHECKED[graph.module] = graph.module.code
 
 
 def _signature_problems(graph: Graph) -> Iterator[str]:

@@ -63,8 +63,8 @@ def outputs_lost(graph: Graph) -> None:
 BROKEN_GRAPHS: list[tuple[Callable[[Graph], None], str]] = [
     (in_place, "found aten.mul_.Tensor, which writes its input; expected the functional aten.mul."),
     (no_value, "found no meta['val']"),
-    (wrong_shape, "found meta['val'] float32 [2, 6, 4], expected float32 [2, 1, 6, 4]"),
-    (wrong_dtype, "found meta['val'] float64 [2, 1, 6, 4], expected float32 [2, 1, 6, 4]"),
+    (wrong_shape, "found meta['val'] float32 [3, 6, 4], expected float32 [3, 1, 6, 4]"),
+    (wrong_dtype, "found meta['val'] float64 [3, 1, 6, 4], expected float32 [3, 1, 6, 4]"),
     (wrong_argument, "aten.linear.default cannot run"),
     (baked_batch, "aten.view.default cannot run with s"),
     (python_function, "expected an op overload such as aten.add.Tensor"),
