@@ -36,12 +36,15 @@ class FuseSolver(Pass):
 
     Args:
         solver: "same" keeps the captured one; "ddim" and "dpm_solver_pp" suit every model,
-            "euler" and "adams_bashforth" flow models.
+            "euler" and "adams_bashforth" flow models; "multistep" is adams_bashforth for flow
+            models and dpm_solver_pp for the others.
         order: of a multistep solver, in [1, 3].
         steps: denoiser calls per sample, in [1, 10000]; None keeps the captured number.
     """
 
-    solver: Literal["same", "euler", "ddim", "dpm_solver_pp", "adams_bashforth"] = "same"
+    solver: Literal["same", "euler", "ddim", "dpm_solver_pp", "adams_bashforth", "multistep"] = (
+        "same"
+    )
     order: int | None = None
     steps: int | None = None
 

@@ -18,10 +18,6 @@ Array = npt.NDArray[np.float64]
 DEFAULT_CONFIDENCE = 0.95
 
 
-class QualityError(ValueError):
-    """A metric is undefined for these inputs, so it can decide nothing."""
-
-
 @dataclass(frozen=True)
 class Interval:
     """An estimate with a confidence interval; `low <= value <= high`, all finite."""
