@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimize.export.publish import Staging, check_target, staged
-from optimize.export.to_onnx import graph_to_onnx
+from optimize.export.to_onnx import graph_to_onnx, used_weights
 from optimize.export.weights import layout_weights
 from optimize.ir.errors import RecipeError
 from optimize.ir.program import Program
@@ -65,7 +65,7 @@ def export_bundle(
     extra = dict(sorted((extra_files or {}).items()))
     graphs = {role: f"{GRAPHS_FOLDER}/{role}.onnx" for role in sorted(program.graphs)}
     _check_names(extra, [*graphs.values(), WEIGHTS_FILE, TABLES_FILE, MANIFEST_FILE])
-    used = [name for graph in program.graphs.values() for name in graph.weights.values()]
+    used = [name for graph in program.graphs.values() for name in used_weights(graph)]
     layout = layout_weights(program.weights, used)
     translated = {
         role: graph_to_onnx(program.graphs[role], role, layout.places) for role in graphs

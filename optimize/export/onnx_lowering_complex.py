@@ -72,8 +72,11 @@ def cat(b: OnnxBuilder, node: fx.Node, tensors: list[ir.Value], dim: int = 0) ->
 
 
 @_lowers(aten.mul.Tensor)
-def mul(b: OnnxBuilder, node: fx.Node, x: ir.Value, y: ir.Value) -> ir.Value:
+def mul(b: OnnxBuilder, node: fx.Node, x: Any, y: Any) -> ir.Value:
     """(a + ib)(c + id) = (ac - bd) + i(ad + bc); a real factor scales both parts."""
+    if not isinstance(y, ir.Value):
+        real_dtype = traced(node.args[0]).dtype.to_real()
+        return b.op("Mul", x, b.constant(y, real_dtype))
     complex_x, complex_y = (traced(item).is_complex() for item in node.args[:2])
     last = b.integers([-1])
     if not (complex_x and complex_y):

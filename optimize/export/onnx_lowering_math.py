@@ -225,6 +225,44 @@ def reduce(
     return b.op(_REDUCE[node.target], value, axes, keepdims=int(keepdim))
 
 
+@lowers(aten.var.correction, aten.std.correction)
+def variance(
+    b: OnnxBuilder,
+    node: fx.Node,
+    x: ir.Value,
+    dim: Any = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> ir.Value:
+    """Mean squared distance from the mean, times n / (n - correction)."""
+    shape, dtype = traced(node.args[0]).shape, out_dtype(node)
+    dims = [dim] if isinstance(dim, int) else (list(dim) if dim else list(range(len(shape))))
+    axes = b.integers(dims)
+    centred = b.op("Sub", x, b.op("ReduceMean", x, axes, keepdims=1))
+    total = b.op("ReduceSum", b.op("Mul", centred, centred), axes, keepdims=int(keepdim))
+    count = b.product([b.size(shape[axis]) for axis in dims])
+    number = b.cast(count, dtype) if isinstance(count, ir.Value) else b.constant(count, dtype)
+    rest = b.op("Sub", number, b.constant(1 if correction is None else correction, dtype))
+    result = b.op("Div", total, rest)
+    return b.op("Sqrt", result) if node.target is aten.std.correction else result
+
+
+@lowers(aten.topk.default)
+def topk(
+    b: OnnxBuilder,
+    node: fx.Node,
+    x: ir.Value,
+    k: Any,
+    dim: int = -1,
+    largest: bool = True,
+    sorted: bool = True,
+) -> tuple[ir.Value, ...]:
+    count = b.op("Unsqueeze", k, b.integers([0])) if isinstance(k, ir.Value) else b.integers([k])
+    options = {"axis": dim, "largest": int(largest), "sorted": int(sorted)}
+    return b.op_many("TopK", x, count, outputs=2, **options)
+
+
 @lowers(aten.argmax.default, aten.argmin.default)
 def arg_extremum(
     b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int | None = None, keepdim: bool = False

@@ -1,6 +1,6 @@
 """Graph → ONNX. Weights stay outside, at given places of one safetensors file.
 
-    layout = layout_weights(program.weights, graph.weights.values())
+    layout = layout_weights(program.weights, used_weights(graph))
     model = graph_to_onnx(graph, "step", layout.places)
     model.model.SerializeToString()                 # kilobytes, whatever the weights weigh
 
@@ -65,13 +65,15 @@ def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> OnnxG
     inputs: list[ir.Value] = []
     initializers: dict[str, ir.Value] = {}
     names = {symbol: dimension for dimension, symbol in graph.dimensions.items()}
-    taken = {places[weight].name for weight in graph.weights.values()}
+    taken = {places[weight].name for weight in used_weights(graph)}
     for node in graph.graph.nodes:
         if node.op == "placeholder" and node.name not in graph.weights:
             values[node] = _input(b, node, names, taken)
             inputs.append(values[node])
     for node in graph.graph.nodes:
         if node.op == "placeholder" and node.name in graph.weights:
+            if not node.users:
+                continue
             place = places[graph.weights[node.name]]
             if place.name not in initializers:
                 initializers[place.name] = _initializer(place)
@@ -91,6 +93,15 @@ def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> OnnxG
         inputs=_model_names(graph.inputs, inputs),
         outputs=_model_names(graph.outputs, outputs),
     )
+
+
+def used_weights(graph: Graph) -> list[str]:
+    """Names of the weights that some node reads."""
+    return [
+        graph.weights[node.name]
+        for node in graph.graph.nodes
+        if node.op == "placeholder" and node.name in graph.weights and node.users
+    ]
 
 
 def _model_names(names: Sequence[str], values: Sequence[ir.Value]) -> dict[str, str]:
