@@ -20,6 +20,7 @@ from torch import fx
 
 from optimize.export import onnx_lowering_layers as _layers  # noqa: F401  fills the table
 from optimize.export import onnx_lowering_math as _math  # noqa: F401
+from optimize.export.onnx_bfloat16 import compute_in_float32
 from optimize.export.onnx_builder import DTYPES, MICROSOFT, OPSET, OnnxBuilder
 from optimize.export.onnx_decompose import decompose, is_composite
 from optimize.export.onnx_lowering import TABLE
@@ -89,7 +90,7 @@ def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> OnnxG
             )
     outputs = _outputs(b, graph, values, names, [*inputs, *initializers.values()])
     return OnnxGraph(
-        model=_serialized(b, name, inputs, outputs, initializers),
+        model=compute_in_float32(_serialized(b, name, inputs, outputs, initializers)),
         inputs=_model_names(graph.inputs, inputs),
         outputs=_model_names(graph.outputs, outputs),
     )
