@@ -79,8 +79,8 @@ def png_bytes(image: NDArray[np.uint8]) -> bytes:
     pixels = image[:, :, None] if image.ndim == 2 else image
     if pixels.ndim != 3 or pixels.dtype != np.uint8 or pixels.shape[2] not in _PNG_COLOURS:
         raise RuntimeInputError(
-            f"image: found {image.dtype} {list(image.shape)}, expected uint8 [H, W, C] with 1, 3 or "
-            "4 channels; convert it with to_uint8"
+            f"image: found {image.dtype} {list(image.shape)}, expected uint8 [H, W, C] with 1, 3 "
+            "or 4 channels; convert it with to_uint8"
         )
     height, width, channels = pixels.shape
     if not height or not width:
@@ -93,7 +93,9 @@ def png_bytes(image: NDArray[np.uint8]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(body) + _chunk(b"IEND", b"")
 
 
-def save_png(path: str | os.PathLike[str], images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> None:
+def save_png(
+    path: str | os.PathLike[str], images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+) -> None:
     """Writes one picture [H, W, C], or several [B, H, W, C] as a grid."""
     pixels = np.asarray(images)
     data = png_bytes(grid(pixels) if pixels.ndim == 4 else pixels)

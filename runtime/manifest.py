@@ -171,7 +171,8 @@ def _validated(data: Any, newer: bool) -> Manifest:
                 _remove(data, location)
             return _validated(data, newer)
         shown = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in details[:3]
+            f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}"
+            for item in details[:3]
         )
         raise CorruptBundle(f"{MANIFEST_FILE}: {shown}; export the bundle again") from error
     except RecursionError as error:
@@ -200,7 +201,10 @@ def check_path(path: str) -> None:
         not path
         or len(path.encode(errors="surrogatepass")) > MAX_PATH
         or any(part in ("", ".", "..") or part[0] == "~" or part[-1] in " ." for part in parts)
-        or any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 or c in '\\:*?"<>|' for c in path)
+        or any(
+            ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 or c in '\\:*?"<>|'
+            for c in path
+        )
         or unicodedata.normalize("NFC", path) != path
     )
     if bad:
@@ -208,5 +212,3 @@ def check_path(path: str) -> None:
             f"found path {path[:100]!r}, expected a plain path inside the bundle, at most "
             f"{MAX_PATH} bytes"
         )
-
-

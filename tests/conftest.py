@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ torch.set_num_threads(1)
 Captured = Callable[[str, torch.dtype], tuple[Example, Program]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _captured(name: str, dtype: torch.dtype) -> tuple[Example, Program]:
     made = example(name, dtype=dtype)
     return made, capture(made.module, made.inputs, loop=made.loop(8))
@@ -130,7 +130,11 @@ class TinyStep(torch.nn.Module):
         self.pixels = torch.nn.Linear(width, 4)
 
     def forward(
-        self, latent: torch.Tensor, timestep: torch.Tensor, change: torch.Tensor, labels: torch.Tensor
+        self,
+        latent: torch.Tensor,
+        timestep: torch.Tensor,
+        change: torch.Tensor,
+        labels: torch.Tensor,
     ) -> torch.Tensor:
         angles = torch.exp(-torch.arange(8) * 0.5) * timestep * 100
         wave = torch.cat([angles.cos(), angles.sin()], -1)[None].to(latent.dtype)
@@ -142,7 +146,7 @@ class TinyStep(torch.nn.Module):
         return (latent + change * x.reshape(-1, 1, 8, 8)).to(latent.dtype)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tiny(dtype: torch.dtype) -> Program:
     torch.manual_seed(0)
     module = TinyStep().to(dtype)

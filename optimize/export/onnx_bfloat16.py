@@ -1,4 +1,4 @@
-"""Runs bfloat16 graphs where ONNX Runtime has no bfloat16 kernels, which on a CPU is nearly everywhere.
+"""Makes bfloat16 graphs run where ONNX Runtime lacks bfloat16 kernels, as it does on a CPU.
 
     y = Gemm(x, w)              bfloat16
     ───▶

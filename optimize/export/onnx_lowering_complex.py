@@ -27,7 +27,7 @@ def _lowers(*targets: Any) -> Callable[[Lowering], Lowering]:
 def _axis(node: fx.Node, dim: int) -> int:
     """A dimension counted from the left, where the last one of 2 does not shift it."""
     example = traced(node.args[0])
-    rank = (example if isinstance(example, torch.Tensor) else traced(node.args[0][0])).dim()  # type: ignore[index,arg-type]
+    rank = (example if isinstance(example, torch.Tensor) else traced(node.args[0][0])).dim()  # type: ignore[index]
     return dim if dim >= 0 else dim + rank
 
 

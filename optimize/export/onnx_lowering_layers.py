@@ -27,7 +27,13 @@ def linear(
 
 @lowers(aten.addmm.default)
 def addmm(
-    b: OnnxBuilder, node: fx.Node, bias: ir.Value, x: ir.Value, y: ir.Value, beta: float = 1, alpha: float = 1
+    b: OnnxBuilder,
+    node: fx.Node,
+    bias: ir.Value,
+    x: ir.Value,
+    y: ir.Value,
+    beta: float = 1,
+    alpha: float = 1,
 ) -> ir.Value:
     return b.op("Gemm", x, y, bias, alpha=float(alpha), beta=float(beta))
 
@@ -58,14 +64,12 @@ def attention(
         query, key, values = (b.op("Unsqueeze", item, axis) for item in (query, key, values))
         if mask is not None and len(traced(node.args[3]).shape) == 3:
             mask = b.op("Unsqueeze", mask, axis)
-    result = b.op(
-        "Attention", query, key, values, mask, is_causal=int(is_causal), scale=scale
-    )
+    result = b.op("Attention", query, key, values, mask, is_causal=int(is_causal), scale=scale)
     return b.op("Squeeze", result, b.integers([1])) if rank == 3 else result
 
 
 def _whole_mask(b: OnnxBuilder, node: fx.Node, mask: ir.Value) -> ir.Value:
-    """The mask with all its query rows and key columns: Attention broadcasts batch and heads only."""
+    """The mask with every row and column: Attention broadcasts over batch and heads only."""
     shape = tuple(traced(node.args[3]).shape)
     rows, columns = traced(node.args[0]).shape[-2], traced(node.args[1]).shape[-2]
     whole = (*shape[:-2], rows, columns)

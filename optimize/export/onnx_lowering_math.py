@@ -18,7 +18,7 @@ from optimize.export.onnx_lowering import (
     traced,
 )
 
-_UNARY = {
+_UNARY: dict[Any, str] = {
     aten.abs.default: "Abs",
     aten.ceil.default: "Ceil",
     aten.cos.default: "Cos",
@@ -38,7 +38,7 @@ _UNARY = {
     aten.tanh.default: "Tanh",
 }
 
-_BINARY = {
+_BINARY: dict[Any, str] = {
     aten.add.Tensor: "Add",
     aten.add.Scalar: "Add",
     aten.sub.Tensor: "Sub",
@@ -59,7 +59,7 @@ _COMPARE = {
     aten.ge: "GreaterOrEqual",
 }
 
-_LOGICAL = {
+_LOGICAL: dict[Any, str] = {
     aten.logical_and.default: "And",
     aten.logical_or.default: "Or",
     aten.logical_xor.default: "Xor",
@@ -159,7 +159,9 @@ def logical_not(b: OnnxBuilder, node: fx.Node, x: ir.Value) -> ir.Value:
 
 
 @lowers(aten.clamp.default, aten.clamp.Tensor)
-def clamp(b: OnnxBuilder, node: fx.Node, x: ir.Value, low: Any = None, high: Any = None) -> ir.Value:
+def clamp(
+    b: OnnxBuilder, node: fx.Node, x: ir.Value, low: Any = None, high: Any = None
+) -> ir.Value:
     dtype = out_dtype(node)
     result = operand(b, node, 0, x, dtype)
     if low is not None:
@@ -185,7 +187,9 @@ def choose(
 
 
 @lowers(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-def masked_fill(b: OnnxBuilder, node: fx.Node, x: ir.Value, mask: ir.Value, number: Any) -> ir.Value:
+def masked_fill(
+    b: OnnxBuilder, node: fx.Node, x: ir.Value, mask: ir.Value, number: Any
+) -> ir.Value:
     dtype = out_dtype(node)
     return choose(b, mask, operand(b, node, 2, number, dtype), x, dtype)
 
@@ -200,7 +204,7 @@ def convert(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any, **__: Any) -> i
     return operand(b, node, 0, x, out_dtype(node))
 
 
-_REDUCE = {
+_REDUCE: dict[Any, str] = {
     aten.mean.dim: "ReduceMean",
     aten.mean.default: "ReduceMean",
     aten.sum.dim_IntList: "ReduceSum",
@@ -259,8 +263,9 @@ def topk(
     sorted: bool = True,
 ) -> tuple[ir.Value, ...]:
     count = b.op("Unsqueeze", k, b.integers([0])) if isinstance(k, ir.Value) else b.integers([k])
-    options = {"axis": dim, "largest": int(largest), "sorted": int(sorted)}
-    return b.op_many("TopK", x, count, outputs=2, **options)
+    return b.op_many(
+        "TopK", x, count, outputs=2, axis=dim, largest=int(largest), sorted=int(sorted)
+    )
 
 
 @lowers(aten.argmax.default, aten.argmin.default)

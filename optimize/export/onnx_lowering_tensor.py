@@ -71,7 +71,9 @@ def permute(b: OnnxBuilder, node: fx.Node, x: ir.Value, dims: list[int]) -> ir.V
 
 
 @lowers(aten.transpose.int, aten.t.default)
-def transpose(b: OnnxBuilder, node: fx.Node, x: ir.Value, first: int = 0, second: int = -1) -> ir.Value:
+def transpose(
+    b: OnnxBuilder, node: fx.Node, x: ir.Value, first: int = 0, second: int = -1
+) -> ir.Value:
     order = list(range(len(out_shape(node))))
     if not order:
         return x
@@ -193,8 +195,14 @@ def slice_scatter(
             parts.append(b.op("Slice", x, _bound(b, end), b.integers([sys.maxsize]), axes))
         return parts[0] if len(parts) == 1 else b.op("Concat", *parts, axis=dim)
     length = b.size(out_shape(node)[dim])
-    rows = b.op("Slice", b.range(length), _bound(b, start or 0), _bound(b, end or sys.maxsize),
-                b.integers([0]), b.integers([step]))
+    rows = b.op(
+        "Slice",
+        b.range(length),
+        _bound(b, start or 0),
+        _bound(b, end or sys.maxsize),
+        b.integers([0]),
+        b.integers([step]),
+    )
     rank = len(out_shape(node))
     shape = [1] * rank
     shape[dim] = -1
@@ -233,7 +241,9 @@ def repeat_interleave(
 
 
 @lowers(aten.embedding.default)
-def embedding(b: OnnxBuilder, node: fx.Node, table: ir.Value, index: ir.Value, *_: Any, **__: Any) -> ir.Value:
+def embedding(
+    b: OnnxBuilder, node: fx.Node, table: ir.Value, index: ir.Value, *_: Any, **__: Any
+) -> ir.Value:
     return b.op("Gather", table, index, axis=0)
 
 
@@ -253,15 +263,20 @@ def index(b: OnnxBuilder, node: fx.Node, x: ir.Value, indices: list[Any]) -> Any
         return b.op("Gather", x, indices[found[0]], axis=found[0])
     if found != list(range(len(found))):
         return NotImplemented
-    shape = torch.broadcast_shapes(*(tuple(source.shape) for source in sources))
+    together = torch.broadcast_tensors(*sources)  # type: ignore[no-untyped-call]
+    shape = tuple(together[0].shape)
     last = b.integers([-1])
     columns = []
     for position, source in zip(found, sources, strict=True):
         column = expand_to(b, indices[position], tuple(source.shape), shape)
         size = b.size(traced(node.args[0]).shape[position])
         rows = size if isinstance(size, ir.Value) else b.constant(size, torch.int64)
-        column = b.op("Where", b.op("Less", column, b.constant(0, torch.int64)),
-                      b.op("Add", column, rows), column)
+        column = b.op(
+            "Where",
+            b.op("Less", column, b.constant(0, torch.int64)),
+            b.op("Add", column, rows),
+            column,
+        )
         columns.append(b.op("Unsqueeze", column, last))
     return b.op("GatherND", x, b.op("Concat", *columns, axis=-1))
 
@@ -282,7 +297,9 @@ def upsample_nearest(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any) -> ir.
 
 
 @lowers(aten.gather.default)
-def gather(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, index: ir.Value, **_: Any) -> ir.Value:
+def gather(
+    b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, index: ir.Value, **_: Any
+) -> ir.Value:
     return b.op("GatherElements", x, index, axis=dim)
 
 

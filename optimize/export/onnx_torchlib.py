@@ -50,7 +50,8 @@ def lower(b: OnnxBuilder, node: fx.Node, arguments: Sequence[Any], keywords: dic
     if named.get("dtype", 0) is None:
         named["dtype"] = -1
     constants: dict[Any, ir.Value] = {}
-    with evaluator.default_as(recorder := _building.OpRecorder(opset, constants)):
+    recorder: Any = _building.OpRecorder(opset, constants)  # type: ignore[abstract]
+    with evaluator.default_as(recorder):
         outputs = function(*inputs, **named)
     if recorder.functions:
         return None

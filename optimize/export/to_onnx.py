@@ -228,7 +228,9 @@ def _argument(b: OnnxBuilder, argument: Any, values: Mapping[fx.Node, Any]) -> A
 
 def _declare(b: OnnxBuilder, value: Any, node: fx.Node) -> None:
     example = node.meta.get("val")
-    pairs = zip(value, example, strict=True) if isinstance(value, tuple) else [(value, example)]
+    pairs = (
+        zip(value, example or (), strict=True) if isinstance(value, tuple) else [(value, example)]
+    )
     for item, traced in pairs:
         if isinstance(item, ir.Value) and isinstance(traced, torch.Tensor):
             b.declare(item, traced.shape)
@@ -248,7 +250,7 @@ def _outputs(
     names: Mapping[str, str],
     given: list[ir.Value],
 ) -> list[ir.Value]:
-    """One value per output name; inputs, weights, constants and repeated values pass an Identity."""
+    """One value per output name; what is no node's own value, or repeated, is copied."""
     used: set[ir.Value] = {*given, *b.constants.values()}
     taken = {str(value.name) for value in used}
     outputs = []

@@ -110,15 +110,27 @@ def _reductions(m, x):
 
 def _indexing(m, x, index):
     yield from (x.gather(1, index[..., None].expand(-1, -1, 8)), m.weight[index])
-    yield from (F.embedding(index, m.weight), x[:, torch.tensor([0, 2])], x.index_select(1, index[0]))
+    yield from (
+        F.embedding(index, m.weight),
+        x[:, torch.tensor([0, 2])],
+        x.index_select(1, index[0]),
+    )
     yield from (x.triu(), x.tril(-1), x[torch.arange(x.shape[0]), index[:, 0]])
 
 
 def _layers(m, x, picture):
     bias = m.weight[:, 0]
-    yield from (F.linear(x, m.weight), F.linear(x, m.weight, bias), F.linear(x[:, 0], m.weight, bias))
+    yield from (
+        F.linear(x, m.weight),
+        F.linear(x, m.weight, bias),
+        F.linear(x[:, 0], m.weight, bias),
+    )
     yield from (F.layer_norm(x, (8,)), F.layer_norm(x, (8,), m.weight[0], m.weight[1], 1e-6))
-    yield from (F.rms_norm(x, (8,)), F.rms_norm(x, (8,), m.weight[0], 1e-6), F.layer_norm(x, (4, 8)))
+    yield from (
+        F.rms_norm(x, (8,)),
+        F.rms_norm(x, (8,), m.weight[0], 1e-6),
+        F.layer_norm(x, (4, 8)),
+    )
     yield from (F.conv2d(picture, m.kernel, bias), F.conv2d(picture, m.kernel, None, 2, 1))
     yield from (F.conv2d(picture, m.kernel, padding="same"), F.group_norm(picture, 3))
     yield from (F.interpolate(picture, scale_factor=2.0), F.avg_pool2d(picture, 2))
@@ -134,7 +146,10 @@ def _attention(m, x):
     yield from (attend(heads, heads, heads), attend(few, heads, heads, scale=0.3))
     yield from (attend(few, heads, heads, flags), attend(heads, heads, heads, is_causal=True))
     yield from (attend(few, heads, heads, x[:, :1, None, :4] * 3), attend(x, x, x))
-    yield from (attend(few, heads, heads, is_causal=True), attend(heads, heads, heads, x[:, None, :, :4]))
+    yield from (
+        attend(few, heads, heads, is_causal=True),
+        attend(heads, heads, heads, x[:, None, :, :4]),
+    )
     yield attend(heads, heads[:, :1], heads[:, :1], enable_gqa=True)
     yield attend(few, heads, heads, (x[:, 0, :4] < 9)[:, None, None])
 
@@ -209,8 +224,11 @@ def test_an_output_may_have_the_name_of_an_input(tmp_path):
 def test_weights_stay_outside_and_are_used_as_they_lie_in_the_file(tmp_path):
     module = Module(lambda m, x: (F.linear(x, m.weight, m.weight[:, 0]),))
     _, translated, _ = exported(module, {"x": X}, 1, tmp_path)
-    (initializer,) = [t for t in translated.model.graph.initializer if t.name == "function_weight" or
-                      t.name.endswith("weight")]
+    (initializer,) = [
+        t
+        for t in translated.model.graph.initializer
+        if t.name == "function_weight" or t.name.endswith("weight")
+    ]
     assert initializer.data_location == onnx.TensorProto.EXTERNAL
     place = {entry.key: entry.value for entry in initializer.external_data}
     raw = (tmp_path / "weights.safetensors").read_bytes()
@@ -233,5 +251,7 @@ def test_an_op_without_lowering_is_named_with_its_node_and_line():
         return torch.empty_like(x)
 
     traced = trace(Module(lambda m, x: (mystery(x),)), {"x": X}, ("out",), 2, True)
-    with pytest.raises(UnsupportedOpError, match=r"optimize_test.mystery.*node 'mystery'.*line \d+"):
+    with pytest.raises(
+        UnsupportedOpError, match=r"optimize_test.mystery.*node 'mystery'.*line \d+"
+    ):
         graph_to_onnx(traced.graph, "graph", {})

@@ -104,7 +104,8 @@ def test_a_missing_file_is_an_error_and_an_extra_one_a_warning(bundle):
     "name",
     [
         "../outside", "a/../../outside", "/etc/hostname", "C:/x", "C:x", "a\\b", "a\0b", "~/x",
-        "a./b", "a.", "a ", "x" * 4096, "a//b", "./a", "", "cafe\u0301", "a\nb", "con?.txt", "\ud800",
+        "a./b", "a.", "a ", "x" * 4096, "a//b", "./a", "", "cafe\u0301", "a\nb", "con?.txt",
+        "\ud800",
     ],
 )  # fmt: skip
 def test_a_path_that_leaves_the_bundle_is_refused_before_any_open(bundle, monkeypatch, name):
@@ -239,7 +240,9 @@ def test_the_session_outlives_its_folder(bundle):
 def test_an_unknown_major_version_is_refused_with_both_versions(bundle):
     """C16"""
     rewrite_manifest(bundle, lambda manifest: manifest.update(format_version="2.0"))
-    with pytest.raises(VersionError, match="found format version 2.0, expected 1.x; install a newer"):
+    with pytest.raises(
+        VersionError, match="found format version 2.0, expected 1.x; install a newer"
+    ):
         open_bundle(bundle)
 
 

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 
 from optimize.runtime.driver import Run
 from optimize.runtime.errors import CorruptBundle
-from optimize.runtime.loop import Binding, Call, Destination, Loop, Noise, Repeat, Slot
+from optimize.runtime.loop import Binding, Call, Destination, Loop, Repeat, Slot
 from optimize.runtime.manifest import GraphEntry
 from optimize.runtime.onnx_engine import OnnxEngine, OnnxGraphs
 from optimize.runtime.tensors import StoredTensor
@@ -162,7 +162,9 @@ def test_a_loop_ends_when_its_flag_is_set():
 
 def test_sessions_share_the_memory_of_large_weights():
     weight = np.random.default_rng(0).standard_normal((256, 128)).astype(np.float32)
-    tensor = TensorProto(name="w", data_type=1, dims=weight.shape, data_location=TensorProto.EXTERNAL)
+    tensor = TensorProto(
+        name="w", data_type=1, dims=weight.shape, data_location=TensorProto.EXTERNAL
+    )
     place = {"location": "weights.safetensors", "offset": "64", "length": str(weight.nbytes)}
     for key, value in place.items():
         tensor.external_data.add(key=key, value=value)
@@ -175,13 +177,17 @@ def test_sessions_share_the_memory_of_large_weights():
     x = engine.upload(np.ones((2, 128), np.float32), "float32")
     for name in ("first", "second"):
         found = engine.download(engine.run(name, {"a": x}, {"b": None})["b"])
-        np.testing.assert_allclose(found, np.ones((2, 128), np.float32) @ weight.T, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            found, np.ones((2, 128), np.float32) @ weight.T, rtol=1e-4, atol=1e-4
+        )
     # The weight is read where it lies: a change shows without loading again.
     weight[:] = 0
     assert not engine.download(engine.run("first", {"a": x}, {"b": None})["b"]).any()
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int64", "int32", "bool"])
+@pytest.mark.parametrize(
+    "dtype", ["float64", "float32", "float16", "bfloat16", "int64", "int32", "bool"]
+)
 def test_values_survive_the_way_to_the_engine_and_back(dtype):
     engine = OnnxEngine(graphs(g=increment()))
     array = np.array([[0, 1, 1], [1, 0, 1]], np.float32 if dtype == "bfloat16" else dtype)

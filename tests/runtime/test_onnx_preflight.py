@@ -67,12 +67,25 @@ def node(op_type, **attributes):
 
 def _deep(depth):
     graph = helper.make_graph(
-        [helper.make_node("Identity", ["x"], ["z"])], "g", [], [helper.make_tensor_value_info("z", 1, None)]
+        [helper.make_node("Identity", ["x"], ["z"])],
+        "g",
+        [],
+        [helper.make_tensor_value_info("z", 1, None)],
     )
     for _ in range(depth):
         inner = helper.make_node("If", ["x"], ["z"], then_branch=graph, else_branch=graph)
         graph = helper.make_graph([inner], "g", [], [helper.make_tensor_value_info("z", 1, None)])
     return graph.node[0]
+
+
+FUNCTION = helper.make_function(
+    "",
+    "F",
+    ["a"],
+    ["b"],
+    [helper.make_node("Identity", ["a"], ["b"])],
+    [helper.make_opsetid("", 23)],
+)
 
 
 def bomb(op_type, inputs, shape):
@@ -83,7 +96,7 @@ def bomb(op_type, inputs, shape):
 @pytest.mark.parametrize(
     ("proto", "kind", "message"),
     [
-        (model([helper.make_node("X", ["x"], ["y"], name="bad", domain="evil")]), UnsafeBundle, "domain 'evil' at node 'bad'"),
+        (model([node("X", domain="evil")]), UnsafeBundle, "domain 'evil' at node 'bad'"),
         (model(opsets=[helper.make_opsetid("evil", 1)]), UnsafeBundle, "domain 'evil'"),
         (model([node("EPContext")]), UnsafeBundle, "EPContext"),
         (model([_deep(6)]), UnsafeBundle, "nested more than 4 deep"),
@@ -95,11 +108,11 @@ def bomb(op_type, inputs, shape):
         (model(initializers=[external(length=8)]), CorruptBundle, "another type, shape or place"),
         (model(initializers=[external(kind=6)]), CorruptBundle, "another type, shape or place"),
         (model(initializers=[external(), external()]), CorruptBundle, "twice"),
-        (model([node("Constant", value=external())]), UnsafeBundle, "external data in an attribute"),
+        (model([node("Constant", value=external())]), UnsafeBundle, "data in an attribute"),
         (bomb("ConstantOfShape", ["shape"], [2**20, 2**20]), UnsafeBundle, "making 1099511627776"),
         (bomb("Expand", ["x", "shape"], [2**31, 256]), UnsafeBundle, "Expand making"),
         (bomb("Tile", ["x", "shape"], [2**31, 1]), UnsafeBundle, "Tile making"),
-        (model(functions=[helper.make_function("", "F", ["a"], ["b"], [helper.make_node("Identity", ["a"], ["b"])], [helper.make_opsetid("", 23)])]), UnsafeBundle, "function"),
+        (model(functions=[FUNCTION]), UnsafeBundle, "function"),
     ],
     ids=lambda item: item if isinstance(item, str) else None,
 )  # fmt: skip

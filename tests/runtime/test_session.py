@@ -229,8 +229,8 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "onnx", "onnxscript", "onnx_ir", "triton", "tensorrt",
-                                      "diffusers", "transformers", "networkx", "sympy"}:
+        if name.partition(".")[0] in {"torch", "onnx", "onnxscript", "onnx_ir", "triton",
+                                      "tensorrt", "diffusers", "transformers", "networkx", "sympy"}:
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocker())
@@ -254,11 +254,14 @@ def test_a_bundle_runs_where_the_compiler_is_not_installed(tiny_bundle):
 
 
 def test_importing_the_runtime_is_quick():
-    code = "import time; t = time.perf_counter(); import optimize.runtime.session; print(time.perf_counter() - t)"
-    seconds = min(
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for _ in range(3)
+    code = (
+        "import time; start = time.perf_counter(); import optimize.runtime.session; "
+        "print(time.perf_counter() - start)"
     )
-    assert seconds < 0.8
-
-
+    command = [sys.executable, "-c", code]
+    seconds = [
+        float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)
+    ]
+    # 0.3 to 0.4 s where nothing else runs; the rest is for a busy machine.
+    assert min(seconds) < 0.8

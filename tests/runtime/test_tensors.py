@@ -99,7 +99,11 @@ def test_malformed_or_hostile_files_are_refused_quickly(raw, kind):
 def test_mutated_headers_raise_our_errors_only():
     raw = save({"a": np.ones((2, 3), np.float32), "b": np.arange(3)})
     for place in range(len(raw) - 48):
-        for damaged in (raw[:place], raw[:place] + b"9" + raw[place + 1 :], raw[:place] + raw[place + 1 :]):
+        for damaged in (
+            raw[:place],
+            raw[:place] + b"9" + raw[place + 1 :],
+            raw[:place] + raw[place + 1 :],
+        ):
             try:
                 read(damaged)
             except OptimizeError as error:
