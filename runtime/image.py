@@ -56,7 +56,7 @@ def grid(images: NDArray[np.uint8], columns: int | None = None, gap: int = 2) ->
     if count == 0:
         raise RuntimeInputError("images: found none, expected at least one")
     columns = int(np.ceil(np.sqrt(count))) if columns is None else columns
-    if not 1 <= columns or gap < 0:
+    if not columns >= 1 or gap < 0:
         raise RuntimeInputError(f"grid: found {columns} columns and a gap of {gap}, expected more")
     columns = min(columns, count)
     rows = -(-count // columns)

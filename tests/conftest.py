@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from optimize.capture.from_denoiser import capture
-from optimize.ir.denoise import DenoiseLoop
 from optimize.capture.from_module import trace
 from optimize.export.bundle import export_bundle
+from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.program import Program
 from optimize.ir.torch_engine import DTYPE_NAMES
 from optimize.recipes.zoo.families import FAMILIES, Example, example

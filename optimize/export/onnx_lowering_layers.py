@@ -26,7 +26,7 @@ def linear(
 
 
 @lowers(aten.addmm.default)
-def addmm(
+def _addmm(
     b: OnnxBuilder,
     node: fx.Node,
     bias: ir.Value,
@@ -39,12 +39,12 @@ def addmm(
 
 
 @lowers(aten.matmul.default, aten.mm.default, aten.bmm.default)
-def matmul(b: OnnxBuilder, node: fx.Node, x: ir.Value, y: ir.Value) -> ir.Value:
+def _matmul(b: OnnxBuilder, node: fx.Node, x: ir.Value, y: ir.Value) -> ir.Value:
     return b.op("MatMul", x, y)
 
 
 @lowers(aten.scaled_dot_product_attention.default)
-def attention(
+def _attention(
     b: OnnxBuilder,
     node: fx.Node,
     query: ir.Value,
@@ -77,7 +77,7 @@ def _whole_mask(b: OnnxBuilder, node: fx.Node, mask: ir.Value) -> ir.Value:
 
 
 @lowers(aten.layer_norm.default)
-def layer_norm(
+def _layer_norm(
     b: OnnxBuilder,
     node: fx.Node,
     x: ir.Value,
@@ -93,7 +93,7 @@ def layer_norm(
 
 
 @lowers(aten.rms_norm.default)
-def rms_norm(
+def _rms_norm(
     b: OnnxBuilder,
     node: fx.Node,
     x: ir.Value,
@@ -138,7 +138,7 @@ def _ones(b: OnnxBuilder, shape: list[int], dtype: torch.dtype) -> ir.Value:
 
 
 @lowers(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
-def conv(
+def _conv(
     b: OnnxBuilder,
     node: fx.Node,
     x: ir.Value,
@@ -163,7 +163,7 @@ def conv(
 
 
 @lowers(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
-def conv_same(
+def _conv_same(
     b: OnnxBuilder,
     node: fx.Node,
     x: ir.Value,

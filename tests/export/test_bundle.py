@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 
@@ -29,13 +30,34 @@ def test_the_same_program_gives_the_same_bytes(tiny_program, tmp_path):
 
 def test_every_file_is_listed_with_its_size_and_hash(tiny_bundle):
     files = _files(tiny_bundle)
-    listed = json.loads(files.pop("manifest.json"))["files"]
+    package = json.loads(files.pop("manifest.json"))
+    listed = package["additional_metadata"]["optimize"]["files"]
     assert set(listed) == set(files)
     for name, content in files.items():
         assert listed[name] == {
             "size": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
+
+
+def test_onnx_runtime_opens_the_bundle_as_a_model_package(tiny_bundle, tiny_program):
+    package = ort.ModelPackageContext(str(tiny_bundle))
+    assert package.get_component_names() == ["step"]
+    options = ort.SessionOptions()
+    options.add_provider("CPUExecutionProvider", {})
+    component = package.select_component("step", ort.ModelPackageOptions(options))
+    session = component.create_session()
+    torch.manual_seed(0)
+    feeds = {
+        "latent": torch.randn(3, 1, 8, 8),
+        "timestep": torch.tensor(0.5),
+        "change": torch.tensor(-0.1),
+        "labels": torch.tensor([1, 2, 3]),
+    }
+    program = tiny_program()
+    expected = program.graphs["step"].run(program.weights, feeds)["latent_next"]
+    (found,) = session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
+    assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5)
 
 
 def test_graphs_pass_the_onnx_checker_from_where_they_lie(tiny_bundle):

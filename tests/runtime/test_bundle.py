@@ -24,9 +24,9 @@ from optimize.runtime.errors import (
 
 def rewrite_manifest(path, change):
     """Edits the manifest as a consistent writer would."""
-    manifest = json.loads((path / "manifest.json").read_text())
-    change(manifest)
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    package = json.loads((path / "manifest.json").read_text())
+    change(package["additional_metadata"]["optimize"])
+    (path / "manifest.json").write_text(json.dumps(package))
 
 
 def replace_file(path, name, content):
@@ -193,7 +193,9 @@ def _socket(bundle, tmp_path):
 def test_links_and_special_files_are_refused_without_waiting(bundle, tmp_path, prepare):
     """C7, C9"""
     prepare(bundle, tmp_path)
-    with pytest.raises(UnsafeBundle):
+    # A linked folder is also a file that the manifest does not name.
+    with warnings.catch_warnings(), pytest.raises(UnsafeBundle):
+        warnings.simplefilter("ignore")
         open_bundle(bundle)
 
 

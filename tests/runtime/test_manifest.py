@@ -1,5 +1,6 @@
 """The manifest: strict JSON in, one reading only."""
 
+import contextlib
 import json
 
 import pytest
@@ -75,10 +76,19 @@ def _loop(manifest):
     ],
 )
 def test_a_loop_that_does_not_fit_its_graphs_is_corrupt(raw, change, message):
-    manifest = json.loads(raw)
-    change(manifest)
+    package = json.loads(raw)
+    change(package["additional_metadata"]["optimize"])
     with pytest.raises(CorruptBundle, match=message):
-        parse_manifest(json.dumps(manifest).encode())
+        parse_manifest(json.dumps(package).encode())
+
+
+def test_components_that_name_other_files_than_the_bundle_are_corrupt(raw):
+    """Two readers of one manifest must not see two bundles."""
+    package = json.loads(raw)
+    variant = package["components"]["step"]["variants"]["onnx"]
+    variant["executor_info"]["ort"]["model_file"] = "other.onnx"
+    with pytest.raises(CorruptBundle, match="components that are not this bundle's graphs"):
+        parse_manifest(json.dumps(package).encode())
 
 
 def test_mutated_manifests_raise_our_errors_only(raw):
@@ -89,7 +99,5 @@ def test_mutated_manifests_raise_our_errors_only(raw):
             raw[:place] + raw[place + 1 :],
             raw[:place] + raw[place : place + 1] + raw[place:],
         ):
-            try:
+            with contextlib.suppress(OptimizeError):
                 parse_manifest(damaged)
-            except OptimizeError:
-                pass

@@ -1,5 +1,7 @@
 """Graphs the exporter would not write are refused before ONNX Runtime sees them."""
 
+import contextlib
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -137,8 +139,6 @@ def test_mutated_graphs_raise_our_errors_only():
     raw = model(initializers=[external()]).SerializeToString()
     for place in range(len(raw)):
         for damaged in (raw[:place], raw[:place] + bytes([raw[place] ^ 0x81]) + raw[place + 1 :]):
-            try:
+            with contextlib.suppress(OptimizeError):
                 weights = check_graph(memoryview(damaged), "g", STORED, FILE)
                 onnx_wire.replace_initializers(memoryview(damaged), weights.shared)
-            except OptimizeError:
-                pass
