@@ -1,4 +1,4 @@
-"""The kernels: op name → its ONNX lowering. Importing this module registers the ops with PyTorch."""
+"""The kernels: op name → its ONNX lowering. Importing this registers the ops with PyTorch."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

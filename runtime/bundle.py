@@ -18,7 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optimize.runtime.errors import BundleError, CorruptBundle, IntegrityError, ResourceError, UnsafeBundle
+from optimize.runtime.errors import (
+    BundleError,
+    CorruptBundle,
+    IntegrityError,
+    ResourceError,
+    UnsafeBundle,
+)
 from optimize.runtime.manifest import (
     ENGINES_FOLDER,
     MANIFEST_FILE,
@@ -183,7 +189,7 @@ def _read_file(root: int, name: str, entry: FileEntry, keep: bool) -> NDArray[np
         position = 0
         while position < size:
             start = position if keep else 0
-            view = memoryview(data)[start : start + min(CHUNK_BYTES, size - position)]
+            view = data.data[start : start + min(CHUNK_BYTES, size - position)]
             count = _read_into(file, view, name)
             if count == 0:
                 raise _differs(name, f"{position} bytes", f"{entry.size}")

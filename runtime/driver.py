@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimize.runtime import philox
-from optimize.runtime.loop import Binding, Call, Loop, Noise, Repeat, size_of
+from optimize.runtime.loop import Binding, Call, Loop, Noise, Repeat, Slot, size_of
 
 Handle = Any
 """An engine's own array type; only the engine that made it may use it."""
@@ -61,6 +61,7 @@ class Run:
         self._rows: dict[str, list[Handle]] = {}
         # A buffer a slot no longer uses; the next call that writes the slot may write into it.
         self._spare: dict[str, Handle] = {}
+        self._routes: dict[int, _Route] = {}
         self._done = 0
         self._total = sum(len(item.steps) for item in self.loop.body if isinstance(item, Repeat))
 
@@ -95,8 +96,7 @@ class Run:
         return self._draw(self._noise[slot.initial.name], 0)
 
     def _value(self, binding: Binding, step: int) -> Handle:
-        if binding.source == "state":
-            return self._state[binding.name]
+        """A table row, noise, or a request field, which is uploaded once."""
         if binding.source == "table":
             return self._row(binding.name, step)
         if binding.source == "noise":
@@ -138,29 +138,49 @@ class Run:
             self.progress(self._done, self._total)
 
     def _call(self, call: Call, step: int) -> None:
-        inputs = {name: self._value(binding, step) for name, binding in call.inputs.items()}
-        outputs = self.engine.run(call.graph, inputs, self._buffers(call))
-        for name, destination in call.outputs.items():
-            value = outputs[name]
-            if destination.append is not None:
-                self.appended.setdefault(destination.append, []).append(
-                    self.engine.download(value)
-                )
-            elif destination.state is not None:
-                old = self._state[destination.state]
-                if old is not value:
-                    self._spare[destination.state] = old
-                self._state[destination.state] = value
+        route = self._routes.get(id(call))
+        if route is None:
+            route = self._routes[id(call)] = _Route.of(call, self._slots)
+        state, spare = self._state, self._spare
+        inputs = {name: state[slot] for name, slot in route.from_state}
+        for name, binding in route.from_elsewhere:
+            inputs[name] = self._value(binding, step)
+        buffers = {name: spare.pop(slot, None) for name, slot in route.to_state}
+        for name, slot in route.in_place:
+            buffers[name] = state[slot]
+        for name, _ in route.to_result:
+            buffers[name] = None
+        outputs = self.engine.run(call.graph, inputs, buffers)
+        for name, slot in (*route.to_state, *route.in_place):
+            value, old = outputs[name], state[slot]
+            if old is not value:
+                spare[slot] = old
+                state[slot] = value
+        for name, result in route.to_result:
+            self.appended.setdefault(result, []).append(self.engine.download(outputs[name]))
 
-    def _buffers(self, call: Call) -> dict[str, Handle | None]:
-        """Output name → a buffer the engine may write it into, if there is one to spare."""
-        buffers: dict[str, Handle | None] = {}
-        for name, destination in call.outputs.items():
-            slot = destination.state
-            if slot is None:
-                buffers[name] = None
-            elif self._slots[slot].in_place:
-                buffers[name] = self._state[slot]
-            else:
-                buffers[name] = self._spare.pop(slot, None)
-        return buffers
+
+@dataclass(frozen=True)
+class _Route:
+    """A call's bindings sorted by kind, worked out once; a decoding loop makes thousands of calls.
+
+    Pairs of an input or output of the graph and a slot, binding or result.
+    """
+
+    from_state: tuple[tuple[str, str], ...]
+    from_elsewhere: tuple[tuple[str, Binding], ...]
+    to_state: tuple[tuple[str, str], ...]
+    in_place: tuple[tuple[str, str], ...]
+    to_result: tuple[tuple[str, str], ...]
+
+    @staticmethod
+    def of(call: Call, slots: Mapping[str, Slot]) -> "_Route":
+        inputs = call.inputs.items()
+        written = [(n, d.state) for n, d in call.outputs.items() if d.state is not None]
+        return _Route(
+            from_state=tuple((n, b.name) for n, b in inputs if b.source == "state"),
+            from_elsewhere=tuple((n, b) for n, b in inputs if b.source != "state"),
+            to_state=tuple((n, s) for n, s in written if not slots[s].in_place),
+            in_place=tuple((n, s) for n, s in written if slots[s].in_place),
+            to_result=tuple((n, d.append) for n, d in call.outputs.items() if d.append is not None),
+        )

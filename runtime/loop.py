@@ -16,11 +16,13 @@ appended to a result. Nothing is computed here: every number is made by a graph.
         results={"latent": "latent"})
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-Identifier = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
+Identifier = Annotated[
+    str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")
+]
 """Names of graphs, slots, tables, inputs and outputs."""
 
 Dimension = (
@@ -107,7 +109,7 @@ class Repeat(Data):
     """
 
     steps: tuple[Identifier, ...] = Field(max_length=1_000_000)
-    bodies: dict[Identifier, tuple["Call | Repeat", ...]]
+    bodies: dict[Identifier, tuple["Item", ...]]
     until: Identifier | None = None
 
     @model_validator(mode="after")
@@ -118,12 +120,24 @@ class Repeat(Data):
         return self
 
 
+def _kind(item: Any) -> str:
+    """Told by its fields, so that an error is about the item meant, not about both kinds."""
+    repeats = "steps" in item if isinstance(item, dict) else isinstance(item, Repeat)
+    return "repeat" if repeats else "call"
+
+
+Item = Annotated[
+    Annotated[Call, Tag("call")] | Annotated[Repeat, Tag("repeat")], Discriminator(_kind)
+]
+"""A part of a loop's body."""
+
+
 class Loop(Data):
     """Slots, noise, body, and which slot is returned under which result name."""
 
     slots: tuple[Slot, ...]
     noise: tuple[Noise, ...] = ()
-    body: tuple[Call | Repeat, ...]
+    body: tuple[Item, ...]
     results: dict[Identifier, Identifier]
 
 

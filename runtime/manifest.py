@@ -1,4 +1,13 @@
-"""The manifest of a bundle: what is in it, and the hash of every file."""
+"""The manifest of a bundle: what is in it, and the hash of every file.
+
+On disk it is the manifest of an ONNX Runtime model package, so that any ONNX Runtime that reads
+packages opens the graphs; what only this runtime needs lies where packages allow anything:
+
+    {"schema_version": "1.0",
+     "components": {"step": {"variants": {"onnx": {"variant_directory": "graphs",
+                    "executor_info": {"ort": {"model_file": "step.onnx"}}, …}}}},
+     "additional_metadata": {"optimize": {"loop": …, "signature": …, "files": …}}}
+"""
 
 import json
 import re
@@ -14,6 +23,8 @@ from optimize.runtime.tensors import strict_json
 FORMAT_MAJOR, FORMAT_MINOR = 1, 0
 FORMAT = "optimize-bundle"
 MANIFEST_FILE = "manifest.json"
+PACKAGE_VERSION = "1.0"
+PACKAGE_SLOT = "optimize"
 GRAPHS_FOLDER = "graphs"
 WEIGHTS_NAME = "weights.safetensors"
 WEIGHTS_FILE = f"{GRAPHS_FOLDER}/{WEIGHTS_NAME}"
@@ -114,8 +125,27 @@ def _repeats(body: tuple[Call | Repeat, ...]) -> list[Repeat]:
 
 def dump_manifest(manifest: Manifest) -> bytes:
     """The bytes of manifest.json: sorted keys, so equal manifests are equal bytes."""
-    data = manifest.model_dump(mode="json")
+    data = {
+        "schema_version": PACKAGE_VERSION,
+        "components": _components(manifest),
+        "additional_metadata": {PACKAGE_SLOT: manifest.model_dump(mode="json")},
+    }
     return (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _components(manifest: Manifest) -> dict[str, Any]:
+    """Every graph as a component of a model package."""
+    components: dict[str, Any] = {}
+    for role, graph in manifest.graphs.items():
+        folder, _, name = graph.file.rpartition("/")
+        variant = {
+            "variant_directory": folder,
+            "ep": "CPUExecutionProvider",
+            "device": "cpu",
+            "executor_info": {"ort": {"model_file": name}},
+        }
+        components[role] = {"variants": {"onnx": variant}}
+    return components
 
 
 def parse_manifest(raw: bytes) -> Manifest:
@@ -126,9 +156,15 @@ def parse_manifest(raw: bytes) -> Manifest:
         VersionError: another format, another major version, or a missing capability.
         UnsafeBundle: a path that must not be opened.
     """
-    data = strict_json(raw, MANIFEST_FILE)
+    package = strict_json(raw, MANIFEST_FILE)
+    extra = package.get("additional_metadata") if isinstance(package, dict) else None
+    data = extra.get(PACKAGE_SLOT) if isinstance(extra, dict) else None
     newer = _check_version(data)
     manifest = _validated(data, newer)
+    if not newer and package != json.loads(dump_manifest(manifest)):
+        raise CorruptBundle(
+            f"{MANIFEST_FILE}: found components that are not this bundle's graphs; export it again"
+        )
     if manifest.required_features:
         raise VersionError(
             f"{MANIFEST_FILE}: needs {', '.join(manifest.required_features)}, which this version "
@@ -171,7 +207,8 @@ def _validated(data: Any, newer: bool) -> Manifest:
                 _remove(data, location)
             return _validated(data, newer)
         shown = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in details[:3]
+            f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}"
+            for item in details[:3]
         )
         raise CorruptBundle(f"{MANIFEST_FILE}: {shown}; export the bundle again") from error
     except RecursionError as error:
@@ -181,9 +218,7 @@ def _validated(data: Any, newer: bool) -> Manifest:
 def _remove(data: Any, location: tuple[int | str, ...]) -> None:
     """Removes an unknown field; parts of the location that name a type of a union are skipped."""
     for part in location[:-1]:
-        if isinstance(data, list) and isinstance(part, int):
-            data = data[part]
-        elif isinstance(data, dict) and part in data:
+        if isinstance(part, int) or (isinstance(data, dict) and part in data):
             data = data[part]
     if isinstance(data, dict):
         data.pop(location[-1], None)
@@ -200,7 +235,10 @@ def check_path(path: str) -> None:
         not path
         or len(path.encode(errors="surrogatepass")) > MAX_PATH
         or any(part in ("", ".", "..") or part[0] == "~" or part[-1] in " ." for part in parts)
-        or any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 or c in '\\:*?"<>|' for c in path)
+        or any(
+            ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 or c in '\\:*?"<>|'
+            for c in path
+        )
         or unicodedata.normalize("NFC", path) != path
     )
     if bad:
@@ -208,5 +246,3 @@ def check_path(path: str) -> None:
             f"found path {path[:100]!r}, expected a plain path inside the bundle, at most "
             f"{MAX_PATH} bytes"
         )
-
-

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort  # type: ignore[import-untyped]
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from optimize.runtime import bfloat16, onnx_wire
-from optimize.runtime.errors import CorruptBundle, DeviceError, ResourceError
+from optimize.runtime.errors import CorruptBundle, DeviceError, OptimizeError, ResourceError
 from optimize.runtime.manifest import WEIGHTS_NAME, GraphEntry
 from optimize.runtime.onnx_preflight import ONNX_TYPES, check_graph
 from optimize.runtime.request import numpy_dtype
@@ -188,12 +188,11 @@ class OnnxEngine:
 class _Binding:
     """A graph with its output buffers bound; inputs are rebound only when they change."""
 
-    def __init__(
-        self, graphs: OnnxGraphs, graph: str, outputs: Mapping[str, Array | None]
-    ) -> None:
+    def __init__(self, graphs: OnnxGraphs, graph: str, outputs: Mapping[str, Array | None]) -> None:
         self._session = graphs.sessions[graph]._sess
         self._io = graphs.sessions[graph].io_binding()._iobinding
         self._device = ort.OrtDevice.make(graphs.device, 0)._get_c_device()
+        self._graph = graph
         self._names = graphs.entries[graph].inputs
         self._output_names = graphs.entries[graph].outputs
         self._inputs: dict[str, Array] = {}
@@ -214,7 +213,11 @@ class _Binding:
         # Bound anew each time: ONNX Runtime would write into the buffer it returned last time.
         for name in self._unbound:
             self._io.bind_output(self._output_names[name], self._device)
-        self._session.run_with_iobinding(self._io, None)
+        # ONNX Runtime raises many types; all say in their first line what went wrong.
+        try:
+            self._session.run_with_iobinding(self._io, None)
+        except Exception as error:
+            raise _failed(self._graph, error) from error
         if not self._unbound:
             return self._outputs
         made = self._io.get_outputs()
@@ -238,6 +241,13 @@ def make_array(memory: NDArray[Any], dtype: str, device: str) -> Array:
 
 def _adopt(value: Any) -> Array:
     return Array(ort.OrtValue(value))
+
+
+def _failed(graph: str, error: Exception) -> OptimizeError:
+    text = f"graph {graph}: failed while running: {_first_line(error)}"
+    if "alloc" in text.lower():
+        return ResourceError(f"{text}; use a smaller batch, or free memory")
+    return CorruptBundle(f"{text}; export the bundle again")
 
 
 def _first_line(error: Exception) -> str:

@@ -49,7 +49,9 @@ class Weights:
     kept: tuple[str, ...]
 
 
-def check_graph(model: memoryview, file: str, stored: Mapping[str, StoredTensor], weights_file: str) -> Weights:
+def check_graph(
+    model: memoryview, file: str, stored: Mapping[str, StoredTensor], weights_file: str
+) -> Weights:
     """Refuses graphs the exporter would not write.
 
     Args:
@@ -64,7 +66,9 @@ def check_graph(model: memoryview, file: str, stored: Mapping[str, StoredTensor]
     try:
         return _check(model, stored, weights_file)
     except (CorruptBundle, UnsafeBundle) as error:
-        raise type(error)(f"{file}: {error}; get the bundle again from a source you trust") from error
+        raise type(error)(
+            f"{file}: {error}; get the bundle again from a source you trust"
+        ) from error
 
 
 def _check(model: memoryview, stored: Mapping[str, StoredTensor], weights_file: str) -> Weights:
@@ -129,7 +133,9 @@ def _nodes(graph: memoryview, depth: int) -> Iterator[tuple[wire.Node, int]]:
         node = wire.read_node(item.data())
         _check_domain(node.domain, f"node {node.name!r}")
         if node.op_type in REFUSED_OPS:
-            raise UnsafeBundle(f"found op {node.op_type} at node {node.name!r}, which is not allowed")
+            raise UnsafeBundle(
+                f"found op {node.op_type} at node {node.name!r}, which is not allowed"
+            )
         for tensor in node.tensors:
             if wire.read_tensor(tensor).external is not None:
                 raise UnsafeBundle(f"found external data in an attribute of node {node.name!r}")

@@ -169,9 +169,7 @@ def replace_initializers(model: memoryview, as_inputs: Sequence[Tensor]) -> byte
             for part in fields(item.data())
             if part.number != GRAPH_INITIALIZER or read_tensor(part.data()).name not in moved
         ]
-        inner += [
-            _message(GRAPH_INPUT, value_info(t.name, t.data_type, t.dims)) for t in as_inputs
-        ]
+        inner += [_message(GRAPH_INPUT, value_info(t.name, t.data_type, t.dims)) for t in as_inputs]
         parts.append(_message(MODEL_GRAPH, b"".join(inner)))
     return b"".join(parts)
 

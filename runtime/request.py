@@ -45,9 +45,7 @@ def check_request(
         raise RuntimeInputError(
             f"request: found unknown field {unknown[0]!r}, expected some of {', '.join(known)}"
         )
-    arrays = {
-        name: _as_array(fields[name], item) for name, item in given.items() if name in fields
-    }
+    arrays = {name: _as_array(fields[name], item) for name, item in given.items() if name in fields}
     for item in signature.inputs:
         if item.name not in arrays and item.default is not None:
             default = np.asarray(item.default, dtype=numpy_dtype(item.dtype))

@@ -128,5 +128,3 @@ class Session:
     def __repr__(self) -> str:
         state = "closed" if self._graphs is None else ", ".join(self.providers)
         return f"Session({', '.join(self.manifest.graphs)}; {state})"
-
-

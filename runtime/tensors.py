@@ -158,7 +158,9 @@ def _entry(name: str, entry: Any, file: str) -> tuple[int, int, str, str, tuple[
             f"expected shape, data_offsets and a dtype of {', '.join(ITEM_DTYPES)}"
         )
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2 and len(shape) <= MAX_RANK):
+    if not (
+        _naturals(shape) and _naturals(offsets) and len(offsets) == 2 and len(shape) <= MAX_RANK
+    ):
         raise CorruptBundle(f"{file}: found a malformed shape or place for tensor {name!r}")
     if offsets[0] > offsets[1]:
         raise CorruptBundle(f"{file}: found tensor {name!r} ending before it begins")
@@ -176,7 +178,9 @@ def _check_tiling(spans: list[tuple[int, int]], size: int, file: str) -> None:
     position = 0
     for begin, end in spans:
         if begin != position:
-            raise CorruptBundle(f"{file}: found a hole or an overlap at byte {position} of the data")
+            raise CorruptBundle(
+                f"{file}: found a hole or an overlap at byte {position} of the data"
+            )
         position = end
     if position != size:
         raise CorruptBundle(f"{file}: found {size - position} bytes that belong to no tensor")

@@ -19,9 +19,7 @@ def lower(ops: OnnxOps, cache: Value, index: Value, rows: Value, dim: int) -> Va
     shape = ops.shape([*sizes[:dim], count])
     coordinates = []
     for axis in range(dim):
-        numbers = ops.op(
-            "Reshape", ops.range(sizes[axis]), ops.integers([-1] + [1] * (dim - axis))
-        )
+        numbers = ops.op("Reshape", ops.range(sizes[axis]), ops.integers([-1] + [1] * (dim - axis)))
         coordinates.append(ops.op("Expand", numbers, shape))
     middle = ops.op("Unsqueeze", index, ops.integers(range(1, dim))) if dim > 1 else index
     coordinates.append(ops.op("Expand", middle, shape))

@@ -27,17 +27,13 @@ def scatter_rows(
 
 
 @scatter_rows.register_fake
-def _(
-    cache: torch.Tensor, index: torch.Tensor, rows: torch.Tensor, dim: int
-) -> torch.Tensor:
+def _(cache: torch.Tensor, index: torch.Tensor, rows: torch.Tensor, dim: int) -> torch.Tensor:
     dim = check_rows(cache, index, dim, "scatter_rows")
     _check_sizes(cache, index, rows, dim)
     return cache.new_empty(cache.shape)
 
 
-def _check_sizes(
-    cache: torch.Tensor, index: torch.Tensor, rows: torch.Tensor, dim: int
-) -> None:
+def _check_sizes(cache: torch.Tensor, index: torch.Tensor, rows: torch.Tensor, dim: int) -> None:
     expected = list(cache.shape)
     expected[0], expected[dim] = index.shape
     if rows.dtype != cache.dtype or rows.dim() != cache.dim():

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimize.export.publish import Staging, check_target, staged
-from optimize.export.to_onnx import graph_to_onnx
+from optimize.export.to_onnx import graph_to_onnx, used_weights
 from optimize.export.weights import layout_weights
 from optimize.ir.errors import RecipeError
 from optimize.ir.program import Program
 from optimize.runtime.manifest import (
-    FORMAT,
     FORMAT_MAJOR,
     FORMAT_MINOR,
     GRAPHS_FOLDER,
@@ -65,11 +64,9 @@ def export_bundle(
     extra = dict(sorted((extra_files or {}).items()))
     graphs = {role: f"{GRAPHS_FOLDER}/{role}.onnx" for role in sorted(program.graphs)}
     _check_names(extra, [*graphs.values(), WEIGHTS_FILE, TABLES_FILE, MANIFEST_FILE])
-    used = [name for graph in program.graphs.values() for name in graph.weights.values()]
+    used = [name for graph in program.graphs.values() for name in used_weights(graph)]
     layout = layout_weights(program.weights, used)
-    translated = {
-        role: graph_to_onnx(program.graphs[role], role, layout.places) for role in graphs
-    }
+    translated = {role: graph_to_onnx(program.graphs[role], role, layout.places) for role in graphs}
     files: dict[str, FileEntry] = {}
     with staged(target, overwrite=overwrite) as staging:
 
@@ -86,7 +83,9 @@ def export_bundle(
             write(name, [content])
         entries = {
             role: GraphEntry(
-                file=name, inputs=dict(translated[role].inputs), outputs=dict(translated[role].outputs)
+                file=name,
+                inputs=dict(translated[role].inputs),
+                outputs=dict(translated[role].outputs),
             )
             for role, name in graphs.items()
         }
@@ -109,7 +108,7 @@ def _manifest(
 ) -> Manifest:
     report = extra.get(REPORT_FILE)
     return Manifest(
-        format=FORMAT,
+        format="optimize-bundle",
         format_version=f"{FORMAT_MAJOR}.{FORMAT_MINOR}",
         generator=Generator(name="optimize", version=VERSION),
         signature=program.signature,

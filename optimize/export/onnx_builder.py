@@ -50,7 +50,9 @@ class OnnxBuilder:
         # Symbol → the graph input and axis whose size is factor * symbol.
         self._symbols: dict[sympy.Symbol, tuple[ir.Value, int, int]] = {}
 
-    def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+    def op(
+        self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
+    ) -> ir.Value:
         """One node with one output; attributes that are None are left out."""
         return self.op_many(op_type, *inputs, outputs=1, domain=domain, **attributes)[0]
 
@@ -150,7 +152,9 @@ class OnnxBuilder:
         """`value` with another shape; a single symbolic size is inferred by ONNX."""
         unknown = [position for position, size in enumerate(shape) if not isinstance(size, int)]
         if len(unknown) == 1 and 0 not in shape:
-            return self.op("Reshape", value, self.integers([s if isinstance(s, int) else -1 for s in shape]))
+            return self.op(
+                "Reshape", value, self.integers([s if isinstance(s, int) else -1 for s in shape])
+            )
         return self.op("Reshape", value, self.shape([self.size(size) for size in shape]))
 
     def range(self, size: OnnxSize) -> ir.Value:

@@ -22,9 +22,10 @@ def _table() -> dict[Any, Callable[..., Any]]:
 
 def is_composite(target: Any) -> bool:
     """Whether PyTorch itself defines the op by simpler ones on every device."""
-    return isinstance(target, torch._ops.OpOverload) and torch._C._dispatch_has_kernel_for_dispatch_key(
-        target.name(), "CompositeImplicitAutograd"
-    )
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    name: str = target.name()  # type: ignore[no-untyped-call]
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
 
 
 def decompose(node: fx.Node) -> tuple[list[fx.Node], fx.Graph] | None:

@@ -60,7 +60,9 @@ def same_size(left: Size, right: Size) -> bool:
     return bool(left.node.expr == right.node.expr)
 
 
-def operand(b: OnnxBuilder, node: fx.Node, position: int, value: Any, dtype: torch.dtype) -> ir.Value:
+def operand(
+    b: OnnxBuilder, node: fx.Node, position: int, value: Any, dtype: torch.dtype
+) -> ir.Value:
     """Argument `position` of an elementwise op, promoted to `dtype`; numbers become constants."""
     if not isinstance(value, ir.Value):
         return b.constant(value, dtype)

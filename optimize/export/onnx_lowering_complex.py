@@ -27,33 +27,33 @@ def _lowers(*targets: Any) -> Callable[[Lowering], Lowering]:
 def _axis(node: fx.Node, dim: int) -> int:
     """A dimension counted from the left, where the last one of 2 does not shift it."""
     example = traced(node.args[0])
-    rank = (example if isinstance(example, torch.Tensor) else traced(node.args[0][0])).dim()  # type: ignore[index,arg-type]
+    rank = (example if isinstance(example, torch.Tensor) else traced(node.args[0][0])).dim()  # type: ignore[index]
     return dim if dim >= 0 else dim + rank
 
 
 @_lowers(aten.view_as_complex.default, aten.view_as_real.default)
 @_lowers(aten.clone.default, aten.alias.default, aten._to_copy.default, aten.detach.default)
-def same(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any, **__: Any) -> ir.Value:
+def _same(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any, **__: Any) -> ir.Value:
     return x
 
 
 @_lowers(aten.unsqueeze.default, aten.view.default, aten.squeeze.dim, aten._unsafe_view.default)
-def reshape(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any) -> ir.Value:
+def _reshape(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any) -> ir.Value:
     return b.reshape(x, (*out_shape(node), 2))
 
 
 @_lowers(aten.expand.default)
-def expand(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any) -> ir.Value:
+def _expand(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any) -> ir.Value:
     return b.op("Expand", x, b.shape([b.size(size) for size in (*out_shape(node), 2)]))
 
 
 @_lowers(aten.permute.default)
-def permute(b: OnnxBuilder, node: fx.Node, x: ir.Value, dims: list[int]) -> ir.Value:
+def _permute(b: OnnxBuilder, node: fx.Node, x: ir.Value, dims: list[int]) -> ir.Value:
     return b.op("Transpose", x, perm=[*(_axis(node, dim) for dim in dims), len(dims)])
 
 
 @_lowers(aten.transpose.int)
-def transpose(b: OnnxBuilder, node: fx.Node, x: ir.Value, first: int, second: int) -> ir.Value:
+def _transpose(b: OnnxBuilder, node: fx.Node, x: ir.Value, first: int, second: int) -> ir.Value:
     order = list(range(len(out_shape(node)) + 1))
     first, second = _axis(node, first), _axis(node, second)
     order[first], order[second] = order[second], order[first]
@@ -61,19 +61,22 @@ def transpose(b: OnnxBuilder, node: fx.Node, x: ir.Value, first: int, second: in
 
 
 @_lowers(aten.slice.Tensor, aten.select.int, aten.index_select.default)
-def along_axis(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int = 0, *rest: Any) -> ir.Value:
+def _along_axis(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int = 0, *rest: Any) -> ir.Value:
     result: ir.Value = TABLE[node.target](b, node, x, _axis(node, dim), *rest)
     return result
 
 
 @_lowers(aten.cat.default)
-def cat(b: OnnxBuilder, node: fx.Node, tensors: list[ir.Value], dim: int = 0) -> ir.Value:
+def _cat(b: OnnxBuilder, node: fx.Node, tensors: list[ir.Value], dim: int = 0) -> ir.Value:
     return b.op("Concat", *tensors, axis=_axis(node, dim))
 
 
 @_lowers(aten.mul.Tensor)
-def mul(b: OnnxBuilder, node: fx.Node, x: ir.Value, y: ir.Value) -> ir.Value:
+def mul(b: OnnxBuilder, node: fx.Node, x: Any, y: Any) -> ir.Value:
     """(a + ib)(c + id) = (ac - bd) + i(ad + bc); a real factor scales both parts."""
+    if not isinstance(y, ir.Value):
+        real_dtype = traced(node.args[0]).dtype.to_real()
+        return b.op("Mul", x, b.constant(y, real_dtype))
     complex_x, complex_y = (traced(item).is_complex() for item in node.args[:2])
     last = b.integers([-1])
     if not (complex_x and complex_y):
@@ -87,14 +90,14 @@ def mul(b: OnnxBuilder, node: fx.Node, x: ir.Value, y: ir.Value) -> ir.Value:
 
 
 @_lowers(aten.polar.default)
-def polar(b: OnnxBuilder, node: fx.Node, size: ir.Value, angle: ir.Value) -> ir.Value:
+def _polar(b: OnnxBuilder, node: fx.Node, size: ir.Value, angle: ir.Value) -> ir.Value:
     last = b.integers([-1])
     parts = (b.op("Mul", size, b.op(op_type, angle)) for op_type in ("Cos", "Sin"))
     return b.op("Concat", *(b.op("Unsqueeze", part, last) for part in parts), axis=-1)
 
 
 @_lowers(aten.real.default, aten.imag.default)
-def part(b: OnnxBuilder, node: fx.Node, x: ir.Value) -> ir.Value:
+def _part(b: OnnxBuilder, node: fx.Node, x: ir.Value) -> ir.Value:
     index = b.constant(int(node.target is aten.imag.default), torch.int64)
     return b.op("Gather", x, index, axis=-1)
 

@@ -26,19 +26,25 @@ def linear(
 
 
 @lowers(aten.addmm.default)
-def addmm(
-    b: OnnxBuilder, node: fx.Node, bias: ir.Value, x: ir.Value, y: ir.Value, beta: float = 1, alpha: float = 1
+def _addmm(
+    b: OnnxBuilder,
+    node: fx.Node,
+    bias: ir.Value,
+    x: ir.Value,
+    y: ir.Value,
+    beta: float = 1,
+    alpha: float = 1,
 ) -> ir.Value:
     return b.op("Gemm", x, y, bias, alpha=float(alpha), beta=float(beta))
 
 
 @lowers(aten.matmul.default, aten.mm.default, aten.bmm.default)
-def matmul(b: OnnxBuilder, node: fx.Node, x: ir.Value, y: ir.Value) -> ir.Value:
+def _matmul(b: OnnxBuilder, node: fx.Node, x: ir.Value, y: ir.Value) -> ir.Value:
     return b.op("MatMul", x, y)
 
 
 @lowers(aten.scaled_dot_product_attention.default)
-def attention(
+def _attention(
     b: OnnxBuilder,
     node: fx.Node,
     query: ir.Value,
@@ -58,14 +64,12 @@ def attention(
         query, key, values = (b.op("Unsqueeze", item, axis) for item in (query, key, values))
         if mask is not None and len(traced(node.args[3]).shape) == 3:
             mask = b.op("Unsqueeze", mask, axis)
-    result = b.op(
-        "Attention", query, key, values, mask, is_causal=int(is_causal), scale=scale
-    )
+    result = b.op("Attention", query, key, values, mask, is_causal=int(is_causal), scale=scale)
     return b.op("Squeeze", result, b.integers([1])) if rank == 3 else result
 
 
 def _whole_mask(b: OnnxBuilder, node: fx.Node, mask: ir.Value) -> ir.Value:
-    """The mask with all its query rows and key columns: Attention broadcasts batch and heads only."""
+    """The mask with every row and column: Attention broadcasts over batch and heads only."""
     shape = tuple(traced(node.args[3]).shape)
     rows, columns = traced(node.args[0]).shape[-2], traced(node.args[1]).shape[-2]
     whole = (*shape[:-2], rows, columns)
@@ -73,7 +77,7 @@ def _whole_mask(b: OnnxBuilder, node: fx.Node, mask: ir.Value) -> ir.Value:
 
 
 @lowers(aten.layer_norm.default)
-def layer_norm(
+def _layer_norm(
     b: OnnxBuilder,
     node: fx.Node,
     x: ir.Value,
@@ -89,7 +93,7 @@ def layer_norm(
 
 
 @lowers(aten.rms_norm.default)
-def rms_norm(
+def _rms_norm(
     b: OnnxBuilder,
     node: fx.Node,
     x: ir.Value,
@@ -134,7 +138,7 @@ def _ones(b: OnnxBuilder, shape: list[int], dtype: torch.dtype) -> ir.Value:
 
 
 @lowers(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
-def conv(
+def _conv(
     b: OnnxBuilder,
     node: fx.Node,
     x: ir.Value,
@@ -159,7 +163,7 @@ def conv(
 
 
 @lowers(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
-def conv_same(
+def _conv_same(
     b: OnnxBuilder,
     node: fx.Node,
     x: ir.Value,

@@ -18,7 +18,7 @@ from optimize.export.onnx_lowering import (
     traced,
 )
 
-_UNARY = {
+_UNARY: dict[Any, str] = {
     aten.abs.default: "Abs",
     aten.ceil.default: "Ceil",
     aten.cos.default: "Cos",
@@ -38,7 +38,7 @@ _UNARY = {
     aten.tanh.default: "Tanh",
 }
 
-_BINARY = {
+_BINARY: dict[Any, str] = {
     aten.add.Tensor: "Add",
     aten.add.Scalar: "Add",
     aten.sub.Tensor: "Sub",
@@ -59,7 +59,7 @@ _COMPARE = {
     aten.ge: "GreaterOrEqual",
 }
 
-_LOGICAL = {
+_LOGICAL: dict[Any, str] = {
     aten.logical_and.default: "And",
     aten.logical_or.default: "Or",
     aten.logical_xor.default: "Xor",
@@ -73,28 +73,28 @@ _LOGICAL = {
 
 
 @lowers(*_UNARY)
-def unary(b: OnnxBuilder, node: fx.Node, x: ir.Value) -> ir.Value:
+def _unary(b: OnnxBuilder, node: fx.Node, x: ir.Value) -> ir.Value:
     op_type = _UNARY[node.target]
     return b.op(op_type, x if op_type == "IsNaN" else operand(b, node, 0, x, out_dtype(node)))
 
 
 @lowers(aten.rsqrt.default)
-def rsqrt(b: OnnxBuilder, node: fx.Node, x: ir.Value) -> ir.Value:
+def _rsqrt(b: OnnxBuilder, node: fx.Node, x: ir.Value) -> ir.Value:
     return b.op("Reciprocal", b.op("Sqrt", operand(b, node, 0, x, out_dtype(node))))
 
 
 @lowers(aten.silu.default)
-def silu(b: OnnxBuilder, node: fx.Node, x: ir.Value) -> ir.Value:
+def _silu(b: OnnxBuilder, node: fx.Node, x: ir.Value) -> ir.Value:
     return b.op("Mul", x, b.op("Sigmoid", x))
 
 
 @lowers(aten.gelu.default)
-def gelu(b: OnnxBuilder, node: fx.Node, x: ir.Value, approximate: str = "none") -> ir.Value:
+def _gelu(b: OnnxBuilder, node: fx.Node, x: ir.Value, approximate: str = "none") -> ir.Value:
     return b.op("Gelu", x, approximate=approximate)
 
 
 @lowers(*_BINARY)
-def binary(b: OnnxBuilder, node: fx.Node, x: Any, y: Any, alpha: Any = 1) -> ir.Value:
+def _binary(b: OnnxBuilder, node: fx.Node, x: Any, y: Any, alpha: Any = 1) -> ir.Value:
     dtype = promoted(node, 0, 1)
     left, right = operand(b, node, 0, x, dtype), operand(b, node, 1, y, dtype)
     if alpha != 1:
@@ -103,7 +103,7 @@ def binary(b: OnnxBuilder, node: fx.Node, x: Any, y: Any, alpha: Any = 1) -> ir.
 
 
 @lowers(aten.rsub.Scalar, aten.rsub.Tensor)
-def rsub(b: OnnxBuilder, node: fx.Node, x: Any, y: Any, alpha: Any = 1) -> ir.Value:
+def _rsub(b: OnnxBuilder, node: fx.Node, x: Any, y: Any, alpha: Any = 1) -> ir.Value:
     dtype = promoted(node, 0, 1)
     left, right = operand(b, node, 0, x, dtype), operand(b, node, 1, y, dtype)
     if alpha != 1:
@@ -112,13 +112,13 @@ def rsub(b: OnnxBuilder, node: fx.Node, x: Any, y: Any, alpha: Any = 1) -> ir.Va
 
 
 @lowers(aten.div.Tensor, aten.div.Scalar)
-def div(b: OnnxBuilder, node: fx.Node, x: Any, y: Any) -> ir.Value:
+def _div(b: OnnxBuilder, node: fx.Node, x: Any, y: Any) -> ir.Value:
     dtype = out_dtype(node)
     return b.op("Div", operand(b, node, 0, x, dtype), operand(b, node, 1, y, dtype))
 
 
 @lowers(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
-def power(b: OnnxBuilder, node: fx.Node, x: Any, exponent: Any) -> ir.Value:
+def _power(b: OnnxBuilder, node: fx.Node, x: Any, exponent: Any) -> ir.Value:
     dtype = out_dtype(node)
     base = operand(b, node, 0, x, dtype)
     if exponent == 2:
@@ -129,21 +129,21 @@ def power(b: OnnxBuilder, node: fx.Node, x: Any, exponent: Any) -> ir.Value:
 
 
 @lowers(*(getattr(packet, kind) for packet in _COMPARE for kind in ("Tensor", "Scalar")))
-def compare(b: OnnxBuilder, node: fx.Node, x: Any, y: Any) -> ir.Value:
+def _compare(b: OnnxBuilder, node: fx.Node, x: Any, y: Any) -> ir.Value:
     dtype = promoted(node, 0, 1)
     op_type = _COMPARE[node.target.overloadpacket]  # type: ignore[union-attr]
     return b.op(op_type, operand(b, node, 0, x, dtype), operand(b, node, 1, y, dtype))
 
 
 @lowers(aten.ne.Tensor, aten.ne.Scalar)
-def not_equal(b: OnnxBuilder, node: fx.Node, x: Any, y: Any) -> ir.Value:
+def _not_equal(b: OnnxBuilder, node: fx.Node, x: Any, y: Any) -> ir.Value:
     dtype = promoted(node, 0, 1)
     equal = b.op("Equal", operand(b, node, 0, x, dtype), operand(b, node, 1, y, dtype))
     return b.op("Not", equal)
 
 
 @lowers(*_LOGICAL)
-def logical(b: OnnxBuilder, node: fx.Node, x: ir.Value, y: ir.Value) -> ir.Value:
+def _logical(b: OnnxBuilder, node: fx.Node, x: ir.Value, y: ir.Value) -> ir.Value:
     op_type = _LOGICAL[node.target]
     if out_dtype(node) != torch.bool:
         op_type = f"Bitwise{op_type}"
@@ -152,14 +152,16 @@ def logical(b: OnnxBuilder, node: fx.Node, x: ir.Value, y: ir.Value) -> ir.Value
 
 
 @lowers(aten.logical_not.default, aten.bitwise_not.default)
-def logical_not(b: OnnxBuilder, node: fx.Node, x: ir.Value) -> ir.Value:
+def _logical_not(b: OnnxBuilder, node: fx.Node, x: ir.Value) -> ir.Value:
     if out_dtype(node) != torch.bool:
         return b.op("BitwiseNot", x)
     return b.op("Not", operand(b, node, 0, x, torch.bool))
 
 
 @lowers(aten.clamp.default, aten.clamp.Tensor)
-def clamp(b: OnnxBuilder, node: fx.Node, x: ir.Value, low: Any = None, high: Any = None) -> ir.Value:
+def _clamp(
+    b: OnnxBuilder, node: fx.Node, x: ir.Value, low: Any = None, high: Any = None
+) -> ir.Value:
     dtype = out_dtype(node)
     result = operand(b, node, 0, x, dtype)
     if low is not None:
@@ -170,7 +172,7 @@ def clamp(b: OnnxBuilder, node: fx.Node, x: ir.Value, low: Any = None, high: Any
 
 
 @lowers(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar)
-def where(b: OnnxBuilder, node: fx.Node, condition: ir.Value, x: Any, y: Any) -> ir.Value:
+def _where(b: OnnxBuilder, node: fx.Node, condition: ir.Value, x: Any, y: Any) -> ir.Value:
     dtype = out_dtype(node)
     return choose(b, condition, operand(b, node, 1, x, dtype), operand(b, node, 2, y, dtype), dtype)
 
@@ -185,22 +187,24 @@ def choose(
 
 
 @lowers(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-def masked_fill(b: OnnxBuilder, node: fx.Node, x: ir.Value, mask: ir.Value, number: Any) -> ir.Value:
+def _masked_fill(
+    b: OnnxBuilder, node: fx.Node, x: ir.Value, mask: ir.Value, number: Any
+) -> ir.Value:
     dtype = out_dtype(node)
     return choose(b, mask, operand(b, node, 2, number, dtype), x, dtype)
 
 
 @lowers(aten.cumsum.default)
-def cumsum(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, **_: Any) -> ir.Value:
+def _cumsum(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, **_: Any) -> ir.Value:
     return b.op("CumSum", operand(b, node, 0, x, out_dtype(node)), b.constant(dim, torch.int64))
 
 
 @lowers(aten._to_copy.default, aten.to.dtype, aten.type_as.default)
-def convert(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any, **__: Any) -> ir.Value:
+def _convert(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any, **__: Any) -> ir.Value:
     return operand(b, node, 0, x, out_dtype(node))
 
 
-_REDUCE = {
+_REDUCE: dict[Any, str] = {
     aten.mean.dim: "ReduceMean",
     aten.mean.default: "ReduceMean",
     aten.sum.dim_IntList: "ReduceSum",
@@ -211,7 +215,7 @@ _REDUCE = {
 
 
 @lowers(*_REDUCE)
-def reduce(
+def _reduce(
     b: OnnxBuilder,
     node: fx.Node,
     x: ir.Value,
@@ -225,8 +229,47 @@ def reduce(
     return b.op(_REDUCE[node.target], value, axes, keepdims=int(keepdim))
 
 
+@lowers(aten.var.correction, aten.std.correction)
+def variance(
+    b: OnnxBuilder,
+    node: fx.Node,
+    x: ir.Value,
+    dim: Any = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> ir.Value:
+    """Mean squared distance from the mean, times n / (n - correction)."""
+    shape, dtype = traced(node.args[0]).shape, out_dtype(node)
+    dims = [dim] if isinstance(dim, int) else (list(dim) if dim else list(range(len(shape))))
+    axes = b.integers(dims)
+    centred = b.op("Sub", x, b.op("ReduceMean", x, axes, keepdims=1))
+    total = b.op("ReduceSum", b.op("Mul", centred, centred), axes, keepdims=int(keepdim))
+    count = b.product([b.size(shape[axis]) for axis in dims])
+    number = b.cast(count, dtype) if isinstance(count, ir.Value) else b.constant(count, dtype)
+    rest = b.op("Sub", number, b.constant(1 if correction is None else correction, dtype))
+    result = b.op("Div", total, rest)
+    return b.op("Sqrt", result) if node.target is aten.std.correction else result
+
+
+@lowers(aten.topk.default)
+def _topk(
+    b: OnnxBuilder,
+    node: fx.Node,
+    x: ir.Value,
+    k: Any,
+    dim: int = -1,
+    largest: bool = True,
+    sorted: bool = True,
+) -> tuple[ir.Value, ...]:
+    count = b.op("Unsqueeze", k, b.integers([0])) if isinstance(k, ir.Value) else b.integers([k])
+    return b.op_many(
+        "TopK", x, count, outputs=2, axis=dim, largest=int(largest), sorted=int(sorted)
+    )
+
+
 @lowers(aten.argmax.default, aten.argmin.default)
-def arg_extremum(
+def _arg_extremum(
     b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int | None = None, keepdim: bool = False
 ) -> ir.Value:
     op_type = "ArgMax" if node.target is aten.argmax.default else "ArgMin"
@@ -236,7 +279,7 @@ def arg_extremum(
 
 
 @lowers(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
-def softmax(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, *_: Any, **__: Any) -> ir.Value:
+def _softmax(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, *_: Any, **__: Any) -> ir.Value:
     logarithmic = "log" in str(node.target)
     op_type = "LogSoftmax" if logarithmic else "Softmax"
     return b.op(op_type, operand(b, node, 0, x, out_dtype(node)), axis=dim)
@@ -248,7 +291,7 @@ def softmax(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, *_: Any, **__:
     aten.new_full.default,
     aten.scalar_tensor.default,
 )
-def full(b: OnnxBuilder, node: fx.Node, *arguments: Any, **__: Any) -> ir.Value:
+def _full(b: OnnxBuilder, node: fx.Node, *arguments: Any, **__: Any) -> ir.Value:
     number = arguments[0] if node.target is aten.scalar_tensor.default else arguments[-1]
     return filled(b, node, number)
 
@@ -261,12 +304,12 @@ def full(b: OnnxBuilder, node: fx.Node, *arguments: Any, **__: Any) -> ir.Value:
     aten.empty_like.default,
     aten.new_empty.default,
 )
-def zeros(b: OnnxBuilder, node: fx.Node, *_: Any, **__: Any) -> ir.Value:
+def _zeros(b: OnnxBuilder, node: fx.Node, *_: Any, **__: Any) -> ir.Value:
     return filled(b, node, 0)
 
 
 @lowers(aten.ones.default, aten.ones_like.default, aten.new_ones.default)
-def ones(b: OnnxBuilder, node: fx.Node, *_: Any, **__: Any) -> ir.Value:
+def _ones(b: OnnxBuilder, node: fx.Node, *_: Any, **__: Any) -> ir.Value:
     return filled(b, node, 1)
 
 
@@ -280,7 +323,7 @@ def filled(b: OnnxBuilder, node: fx.Node, number: Any) -> ir.Value:
 
 
 @lowers(aten.arange.default, aten.arange.start, aten.arange.start_step)
-def arange(b: OnnxBuilder, node: fx.Node, *bounds: Any, **__: Any) -> ir.Value:
+def _arange(b: OnnxBuilder, node: fx.Node, *bounds: Any, **__: Any) -> ir.Value:
     start, end = (0, bounds[0]) if len(bounds) == 1 else bounds[:2]
     step = bounds[2] if len(bounds) > 2 else 1
     dtype = out_dtype(node)
@@ -297,5 +340,5 @@ def arange(b: OnnxBuilder, node: fx.Node, *bounds: Any, **__: Any) -> ir.Value:
 
 
 @lowers(aten.sym_size.int)
-def sym_size(b: OnnxBuilder, node: fx.Node, *_: Any) -> Any:
+def _sym_size(b: OnnxBuilder, node: fx.Node, *_: Any) -> Any:
     return b.size(traced(node))

@@ -39,17 +39,17 @@ SKIPPED = frozenset(
     aten.unflatten.int,
     aten.view_copy.default,
 )
-def view(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any) -> ir.Value:
+def _view(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any) -> ir.Value:
     return b.reshape(x, out_shape(node))
 
 
 @lowers(aten.unsqueeze.default)
-def unsqueeze(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int) -> ir.Value:
+def _unsqueeze(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int) -> ir.Value:
     return b.op("Unsqueeze", x, b.integers([dim]))
 
 
 @lowers(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)
-def squeeze(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any) -> ir.Value:
+def _squeeze(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any) -> ir.Value:
     return b.reshape(x, out_shape(node))
 
 
@@ -61,17 +61,19 @@ def squeeze(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any) -> ir.Value:
     aten.lift_fresh_copy.default,
     aten.dropout.default,
 )
-def same(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any, **__: Any) -> ir.Value:
+def _same(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any, **__: Any) -> ir.Value:
     return x
 
 
 @lowers(aten.permute.default)
-def permute(b: OnnxBuilder, node: fx.Node, x: ir.Value, dims: list[int]) -> ir.Value:
+def _permute(b: OnnxBuilder, node: fx.Node, x: ir.Value, dims: list[int]) -> ir.Value:
     return b.op("Transpose", x, perm=[dim % len(dims) for dim in dims])
 
 
 @lowers(aten.transpose.int, aten.t.default)
-def transpose(b: OnnxBuilder, node: fx.Node, x: ir.Value, first: int = 0, second: int = -1) -> ir.Value:
+def _transpose(
+    b: OnnxBuilder, node: fx.Node, x: ir.Value, first: int = 0, second: int = -1
+) -> ir.Value:
     order = list(range(len(out_shape(node))))
     if not order:
         return x
@@ -80,7 +82,7 @@ def transpose(b: OnnxBuilder, node: fx.Node, x: ir.Value, first: int = 0, second
 
 
 @lowers(aten.expand.default)
-def expand(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any, **__: Any) -> ir.Value:
+def _expand(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any, **__: Any) -> ir.Value:
     return expand_to(b, x, tuple(traced(node.args[0]).shape), out_shape(node))
 
 
@@ -104,7 +106,7 @@ def _bound(b: OnnxBuilder, bound: Any) -> ir.Value:
 
 
 @lowers(aten.slice.Tensor)
-def slice_(
+def _slice(
     b: OnnxBuilder,
     node: fx.Node,
     x: ir.Value,
@@ -123,13 +125,13 @@ def slice_(
 
 
 @lowers(aten.select.int)
-def select(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, index: Any) -> ir.Value:
+def _select(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, index: Any) -> ir.Value:
     position = index if isinstance(index, ir.Value) else b.constant(index, torch.int64)
     return b.op("Gather", x, position, axis=dim)
 
 
 @lowers(aten.cat.default)
-def cat(b: OnnxBuilder, node: fx.Node, tensors: list[ir.Value], dim: int = 0) -> ir.Value:
+def _cat(b: OnnxBuilder, node: fx.Node, tensors: list[ir.Value], dim: int = 0) -> ir.Value:
     dtype = out_dtype(node)
     parts = []
     for source, tensor in zip(node.args[0], tensors, strict=True):  # type: ignore[arg-type]
@@ -142,7 +144,7 @@ def cat(b: OnnxBuilder, node: fx.Node, tensors: list[ir.Value], dim: int = 0) ->
 
 
 @lowers(aten.stack.default)
-def stack(b: OnnxBuilder, node: fx.Node, tensors: list[ir.Value], dim: int = 0) -> ir.Value:
+def _stack(b: OnnxBuilder, node: fx.Node, tensors: list[ir.Value], dim: int = 0) -> ir.Value:
     axis = b.integers([dim])
     return b.op("Concat", *(b.op("Unsqueeze", t, axis) for t in tensors), axis=dim)
 
@@ -154,7 +156,9 @@ def stack(b: OnnxBuilder, node: fx.Node, tensors: list[ir.Value], dim: int = 0) 
     aten.unsafe_split.Tensor,
     aten.split.sizes,
 )
-def split(b: OnnxBuilder, node: fx.Node, x: ir.Value, _: Any, dim: int = 0) -> tuple[ir.Value, ...]:
+def _split(
+    b: OnnxBuilder, node: fx.Node, x: ir.Value, _: Any, dim: int = 0
+) -> tuple[ir.Value, ...]:
     sizes = [b.size(part.shape[dim]) for part in node.meta["val"]]
     if len(sizes) == 1:
         return (x,)
@@ -162,7 +166,7 @@ def split(b: OnnxBuilder, node: fx.Node, x: ir.Value, _: Any, dim: int = 0) -> t
 
 
 @lowers(aten.unbind.int)
-def unbind(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int = 0) -> tuple[ir.Value, ...]:
+def _unbind(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int = 0) -> tuple[ir.Value, ...]:
     count = len(node.meta["val"])
     return tuple(
         b.op("Gather", x, b.constant(position, torch.int64), axis=dim) for position in range(count)
@@ -170,7 +174,7 @@ def unbind(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int = 0) -> tuple[ir
 
 
 @lowers(aten.slice_scatter.default)
-def slice_scatter(
+def _slice_scatter(
     b: OnnxBuilder,
     node: fx.Node,
     x: ir.Value,
@@ -193,8 +197,14 @@ def slice_scatter(
             parts.append(b.op("Slice", x, _bound(b, end), b.integers([sys.maxsize]), axes))
         return parts[0] if len(parts) == 1 else b.op("Concat", *parts, axis=dim)
     length = b.size(out_shape(node)[dim])
-    rows = b.op("Slice", b.range(length), _bound(b, start or 0), _bound(b, end or sys.maxsize),
-                b.integers([0]), b.integers([step]))
+    rows = b.op(
+        "Slice",
+        b.range(length),
+        _bound(b, start or 0),
+        _bound(b, end or sys.maxsize),
+        b.integers([0]),
+        b.integers([step]),
+    )
     rank = len(out_shape(node))
     shape = [1] * rank
     shape[dim] = -1
@@ -203,13 +213,13 @@ def slice_scatter(
 
 
 @lowers(aten.copy.default)
-def copy(b: OnnxBuilder, node: fx.Node, _: ir.Value, source: ir.Value, *__: Any) -> ir.Value:
+def _copy(b: OnnxBuilder, node: fx.Node, _: ir.Value, source: ir.Value, *__: Any) -> ir.Value:
     value = operand(b, node, 1, source, out_dtype(node))
     return expand_to(b, value, tuple(traced(node.args[1]).shape), out_shape(node))
 
 
 @lowers(aten.repeat.default)
-def repeat(b: OnnxBuilder, node: fx.Node, x: ir.Value, repeats: list[Any]) -> ir.Value:
+def _repeat(b: OnnxBuilder, node: fx.Node, x: ir.Value, repeats: list[Any]) -> ir.Value:
     missing = len(repeats) - len(traced(node.args[0]).shape)
     if missing:
         x = b.op("Unsqueeze", x, b.integers(range(missing)))
@@ -219,7 +229,7 @@ def repeat(b: OnnxBuilder, node: fx.Node, x: ir.Value, repeats: list[Any]) -> ir
 
 
 @lowers(aten.repeat_interleave.self_int)
-def repeat_interleave(
+def _repeat_interleave(
     b: OnnxBuilder, node: fx.Node, x: ir.Value, repeats: Any, dim: int | None = None, **_: Any
 ) -> ir.Value:
     shape = tuple(traced(node.args[0]).shape)
@@ -233,12 +243,16 @@ def repeat_interleave(
 
 
 @lowers(aten.embedding.default)
-def embedding(b: OnnxBuilder, node: fx.Node, table: ir.Value, index: ir.Value, *_: Any, **__: Any) -> ir.Value:
+def _embedding(
+    b: OnnxBuilder, node: fx.Node, table: ir.Value, index: ir.Value, *_: Any, **__: Any
+) -> ir.Value:
     return b.op("Gather", table, index, axis=0)
 
 
 @lowers(aten.index_select.default)
-def index_select(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, index: ir.Value) -> ir.Value:
+def _index_select(
+    b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, index: ir.Value
+) -> ir.Value:
     return b.op("Gather", x, index, axis=dim)
 
 
@@ -253,21 +267,26 @@ def index(b: OnnxBuilder, node: fx.Node, x: ir.Value, indices: list[Any]) -> Any
         return b.op("Gather", x, indices[found[0]], axis=found[0])
     if found != list(range(len(found))):
         return NotImplemented
-    shape = torch.broadcast_shapes(*(tuple(source.shape) for source in sources))
+    together = torch.broadcast_tensors(*sources)  # type: ignore[no-untyped-call]
+    shape = tuple(together[0].shape)
     last = b.integers([-1])
     columns = []
     for position, source in zip(found, sources, strict=True):
         column = expand_to(b, indices[position], tuple(source.shape), shape)
         size = b.size(traced(node.args[0]).shape[position])
         rows = size if isinstance(size, ir.Value) else b.constant(size, torch.int64)
-        column = b.op("Where", b.op("Less", column, b.constant(0, torch.int64)),
-                      b.op("Add", column, rows), column)
+        column = b.op(
+            "Where",
+            b.op("Less", column, b.constant(0, torch.int64)),
+            b.op("Add", column, rows),
+            column,
+        )
         columns.append(b.op("Unsqueeze", column, last))
     return b.op("GatherND", x, b.op("Concat", *columns, axis=-1))
 
 
 @lowers(aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default)
-def upsample_nearest(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any) -> ir.Value:
+def _upsample_nearest(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any) -> ir.Value:
     sizes = b.shape([b.size(size) for size in out_shape(node)])
     return b.op(
         "Resize",
@@ -282,11 +301,13 @@ def upsample_nearest(b: OnnxBuilder, node: fx.Node, x: ir.Value, *_: Any) -> ir.
 
 
 @lowers(aten.gather.default)
-def gather(b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, index: ir.Value, **_: Any) -> ir.Value:
+def _gather(
+    b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int, index: ir.Value, **_: Any
+) -> ir.Value:
     return b.op("GatherElements", x, index, axis=dim)
 
 
 @lowers(aten.triu.default, aten.tril.default)
-def triangle(b: OnnxBuilder, node: fx.Node, x: ir.Value, diagonal: int = 0) -> ir.Value:
+def _triangle(b: OnnxBuilder, node: fx.Node, x: ir.Value, diagonal: int = 0) -> ir.Value:
     upper = int(node.target is aten.triu.default)
     return b.op("Trilu", x, b.constant(diagonal, torch.int64), upper=upper)

@@ -32,7 +32,7 @@ def lower(b: OnnxBuilder, node: fx.Node, arguments: Sequence[Any], keywords: dic
     stand_ins: dict[ir.Value, Any] = {}
 
     def stand_in(argument: Any, source: Any) -> Any:
-        """torchlib computes with Python operators, which plain values do not have."""
+        """Torchlib computes with Python operators, which plain values do not have."""
         if isinstance(argument, (list, tuple)):
             return [stand_in(a, s) for a, s in zip(argument, source, strict=True)]
         if isinstance(argument, ir.Value):
@@ -50,7 +50,8 @@ def lower(b: OnnxBuilder, node: fx.Node, arguments: Sequence[Any], keywords: dic
     if named.get("dtype", 0) is None:
         named["dtype"] = -1
     constants: dict[Any, ir.Value] = {}
-    with evaluator.default_as(recorder := _building.OpRecorder(opset, constants)):
+    recorder: Any = _building.OpRecorder(opset, constants)  # type: ignore[abstract]
+    with evaluator.default_as(recorder):
         outputs = function(*inputs, **named)
     if recorder.functions:
         return None

@@ -121,7 +121,9 @@ def check_target(target: Path, overwrite: bool) -> None:
         ResourceError: says what is in the way.
     """
     if not target.name or len(os.fsencode(target.name)) > 200:
-        raise ResourceError(f"{target}: found no usable folder name, expected a path to a new folder")
+        raise ResourceError(
+            f"{target}: found no usable folder name, expected a path to a new folder"
+        )
     if not target.parent.is_dir():
         raise ResourceError(f"{target.parent}: found no such folder; make it first")
     if not os.access(target.parent, os.W_OK | os.X_OK):

@@ -1,6 +1,6 @@
 """Graph → ONNX. Weights stay outside, at given places of one safetensors file.
 
-    layout = layout_weights(program.weights, graph.weights.values())
+    layout = layout_weights(program.weights, used_weights(graph))
     model = graph_to_onnx(graph, "step", layout.places)
     model.model.SerializeToString()                 # kilobytes, whatever the weights weigh
 
@@ -20,6 +20,7 @@ from torch import fx
 
 from optimize.export import onnx_lowering_layers as _layers  # noqa: F401  fills the table
 from optimize.export import onnx_lowering_math as _math  # noqa: F401
+from optimize.export.onnx_bfloat16 import compute_in_float32
 from optimize.export.onnx_builder import DTYPES, MICROSOFT, OPSET, OnnxBuilder
 from optimize.export.onnx_decompose import decompose, is_composite
 from optimize.export.onnx_lowering import TABLE
@@ -65,13 +66,15 @@ def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> OnnxG
     inputs: list[ir.Value] = []
     initializers: dict[str, ir.Value] = {}
     names = {symbol: dimension for dimension, symbol in graph.dimensions.items()}
-    taken = {places[weight].name for weight in graph.weights.values()}
+    taken = {places[weight].name for weight in used_weights(graph)}
     for node in graph.graph.nodes:
         if node.op == "placeholder" and node.name not in graph.weights:
             values[node] = _input(b, node, names, taken)
             inputs.append(values[node])
     for node in graph.graph.nodes:
         if node.op == "placeholder" and node.name in graph.weights:
+            if not node.users:
+                continue
             place = places[graph.weights[node.name]]
             if place.name not in initializers:
                 initializers[place.name] = _initializer(place)
@@ -87,10 +90,19 @@ def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> OnnxG
             )
     outputs = _outputs(b, graph, values, names, [*inputs, *initializers.values()])
     return OnnxGraph(
-        model=_serialized(b, name, inputs, outputs, initializers),
+        model=compute_in_float32(_serialized(b, name, inputs, outputs, initializers)),
         inputs=_model_names(graph.inputs, inputs),
         outputs=_model_names(graph.outputs, outputs),
     )
+
+
+def used_weights(graph: Graph) -> list[str]:
+    """Names of the weights that some node reads."""
+    return [
+        graph.weights[node.name]
+        for node in graph.graph.nodes
+        if node.op == "placeholder" and node.name in graph.weights and node.users
+    ]
 
 
 def _model_names(names: Sequence[str], values: Sequence[ir.Value]) -> dict[str, str]:
@@ -216,7 +228,9 @@ def _argument(b: OnnxBuilder, argument: Any, values: Mapping[fx.Node, Any]) -> A
 
 def _declare(b: OnnxBuilder, value: Any, node: fx.Node) -> None:
     example = node.meta.get("val")
-    pairs = zip(value, example, strict=True) if isinstance(value, tuple) else [(value, example)]
+    pairs = (
+        zip(value, example or (), strict=True) if isinstance(value, tuple) else [(value, example)]
+    )
     for item, traced in pairs:
         if isinstance(item, ir.Value) and isinstance(traced, torch.Tensor):
             b.declare(item, traced.shape)
@@ -236,7 +250,7 @@ def _outputs(
     names: Mapping[str, str],
     given: list[ir.Value],
 ) -> list[ir.Value]:
-    """One value per output name; inputs, weights, constants and repeated values pass an Identity."""
+    """One value per output name; what is no node's own value, or repeated, is copied."""
     used: set[ir.Value] = {*given, *b.constants.values()}
     taken = {str(value.name) for value in used}
     outputs = []

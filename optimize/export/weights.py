@@ -18,6 +18,7 @@ WEIGHTS_FILE = "weights.safetensors"
 ALIGNMENT = 64
 """Bytes; the width of a cache line and of the widest vector registers."""
 
+
 @dataclass(frozen=True)
 class Place:
     """Where the bytes of a weight lie: `length` bytes at `offset` of `file`."""
@@ -50,13 +51,14 @@ class Layout:
         for tensor in self.tensors:
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             if flat.numel():
-                yield memoryview(flat.view(torch.uint8).numpy())
+                yield flat.view(torch.uint8).numpy().data
 
 
 def layout_weights(weights: Mapping[str, torch.Tensor], used: Iterable[str]) -> Layout:
     """Decides where each used weight goes; the same weights give the same bytes.
 
-    Complex tensors are stored as real ones with a last dimension of 2. Tensors whose size is a multiple of 64 bytes come first, so that nearly all start on one.
+    Complex tensors are stored as real ones with a last dimension of 2. Tensors whose size is a
+    multiple of 64 bytes come first, so that nearly all start on one.
     """
     weights = {name: _real(weights[name]) for name in set(used)}
     first: dict[Any, str] = {}
@@ -66,7 +68,9 @@ def layout_weights(weights: Mapping[str, torch.Tensor], used: Iterable[str]) -> 
     # Within the rest, wide dtypes come first: the format aligns numbers to their own size.
     order = sorted(
         set(owner.values()),
-        key=lambda n: (0, n) if _bytes(weights[n]) % ALIGNMENT == 0 else (9 - weights[n].itemsize, n),
+        key=lambda n: (
+            (0, n) if _bytes(weights[n]) % ALIGNMENT == 0 else (9 - weights[n].itemsize, n)
+        ),
     )
     header = tensors_header(
         [(n, DTYPE_NAMES[weights[n].dtype], tuple(weights[n].shape)) for n in order], ALIGNMENT
@@ -102,4 +106,10 @@ def _identity(tensor: torch.Tensor, name: str) -> Any:
     """Equal for weights that are the same memory read the same way."""
     if tensor.numel() == 0 or tensor.device.type == "meta":
         return name
-    return (str(tensor.device), tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+    return (
+        str(tensor.device),
+        tensor.data_ptr(),
+        tensor.dtype,
+        tuple(tensor.shape),
+        tensor.stride(),
+    )
