@@ -86,62 +86,57 @@ def measure_demo(
         progress: told what is running.
     """
     count = 2 * FINE_SAMPLES if quick else HELD_OUT_COUNT
-    repeats = 3 if quick else 7
+    repeats = 3 if quick else 5
     assert baseline.description is not None and program.description is not None
     steps, calls = baseline.description.steps, program.description.steps
-    with tempfile.TemporaryDirectory() as folder, load(bundle) as session:
-        plain = _exported(with_steps(baseline, calls), Path(folder) / "calls")
-        fewer = _fitting_steps(session, plain, calls)
-        quicker = _exported(with_steps(baseline, fewer), Path(folder) / "time")
+    labels, noise = balanced_labels(count), draw_noise(count, seed=1)
+    few = slice(0, FINE_SAMPLES)
+    with tempfile.TemporaryDirectory() as folder, load(bundle) as ours:
+        plain = {n: _exported(with_steps(baseline, n), Path(folder) / f"{n}") for n in (calls,)}
+        fitting = _fitting_steps(ours, plain[calls], calls)
+        for n in {fitting, FINE_STEPS, *CURVE_STEPS} - {calls}:
+            plain[n] = _exported(with_steps(baseline, n), Path(folder) / f"{n}")
+        euler = {n: _from_session(session) for n, session in plain.items()}
+        alone = _from_program(solver_alone(baseline, program))
         ways = [
             Way(f"Euler, {steps} steps, eager PyTorch", "baseline", steps, _eager(model, steps)),
-            Way("this bundle, ONNX Runtime", "ours", calls, _from_session(session)),
-            Way(f"as few calls: Euler, {calls} steps, ONNX", "control", calls, _from_session(plain)),
-            Way(f"as little time: Euler, {fewer} steps, ONNX", "control", fewer, _from_session(quicker)),
-            Way("solver alone, PyTorch", "part", calls, _from_program(solver_alone(baseline, program))),
-            Way("solver and regions, PyTorch", "part", calls, _from_program(program)),
-        ]  # fmt: skip
+            Way("this bundle, ONNX Runtime", "ours", calls, _from_session(ours)),
+            Way(f"as few calls: Euler, {calls} steps, ONNX", "control", calls, euler[calls]),
+            Way(
+                f"as little time: Euler, {fitting} steps, ONNX", "control", fitting, euler[fitting]
+            ),
+            Way("its solver alone, PyTorch", "part", calls, alone),
+            Way("its solver and regions, PyTorch", "part", calls, _from_program(program)),
+        ]
         seconds = _seconds(ways, repeats, progress)
-        labels, noise = balanced_labels(count), draw_noise(count, seed=1)
         images = {}
         for index, way in enumerate(ways):
             progress(f"sample: {way.name}", index, len(ways))
-            images[way.name] = _in_batches(way.sample, noise, labels)
-        plain.close()
-        quicker.close()
-    progress.wait("fine solution")
-    few = slice(0, FINE_SAMPLES)
-    fine = sample_digits(model, noise[few], labels[few], sigma_schedule(FINE_STEPS))
+            shown = few if way.role == "part" else slice(None)
+            images[way.name] = _in_batches(way.sample, noise[shown], labels[shown])
+        progress.wait("fine solution")
+        fine = _in_batches(euler[FINE_STEPS], noise[few], labels[few])
+        progress.wait("calls versus quality")
+        points = [
+            (n, _distance(_in_batches(euler[n], noise[few], labels[few]), fine))
+            for n in CURVE_STEPS
+        ]
+        for session in plain.values():
+            session.close()
     progress.wait("judge")
     judge = DigitsJudge.fit(load_digits_data())
-    rows = [
-        Row(
-            way.name,
-            way.role,
-            way.denoiser_calls,
-            statistics.median(seconds[way.name]) / TIMED_BATCH,
-            {
-                "Fréchet distance": judge.frechet(images[way.name]),
-                "judge accuracy": judge.accuracy(images[way.name], labels),
-                METRIC: _distance(images[way.name][few], fine),
-            },
-        )
-        for way in ways
-    ]
-    curve = Curve(
-        "Euler",
-        tuple(
-            (
-                n,
-                _distance(sample_digits(model, noise[few], labels[few], sigma_schedule(n)), fine),
-            )
-            for n in CURVE_STEPS
-        ),
-    )
+    rows = []
+    for way in ways:
+        quality = {METRIC: _distance(images[way.name][few], fine)}
+        if way.role != "part":
+            quality["Fréchet distance"] = judge.frechet(images[way.name])
+            quality["judge accuracy"] = judge.accuracy(images[way.name], labels)
+        middle = statistics.median(seconds[way.name]) / TIMED_BATCH
+        rows.append(Row(way.name, way.role, way.denoiser_calls, middle, quality))
     report = replace(
         program.report,
         rows=tuple(rows),
-        curves=(curve,),
+        curves=(Curve("Euler", tuple(points)),),
         curve_metric=METRIC,
         environment=environment(count, repeats),
     )
