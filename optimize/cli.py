@@ -5,7 +5,6 @@ resource, 5 bad bundle, 6 model not supported.
 """
 
 import errno
-import logging
 import os
 import sys
 import warnings
@@ -105,7 +104,7 @@ def _quieten_libraries() -> None:
     """Keeps the libraries' own remarks from between the lines of a command; ours stay."""
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("default", module=r"optimize(\..*)?$")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    os.environ.setdefault("TORCH_LOGS", "-onnx")
 
 
 def _usage(error: Any) -> int:

@@ -39,7 +39,7 @@ from optimize.runtime.session import Session, load
 
 FINE_STEPS = 200
 FINE_SAMPLES = 60
-CURVE_STEPS = (2, 4, 8, 16, 32)
+CURVE_STEPS = (4, 8, 16, 32)
 TIMED_BATCH = 10
 SHOWN = 20
 METRIC = "distance to the fine solution"
@@ -91,6 +91,7 @@ def measure_demo(
     steps, calls = baseline.description.steps, program.description.steps
     labels, noise = balanced_labels(count), draw_noise(count, seed=1)
     few = slice(0, FINE_SAMPLES)
+    progress.wait("export the controls")
     with tempfile.TemporaryDirectory() as folder, load(bundle) as ours:
         plain = {n: _exported(with_steps(baseline, n), Path(folder) / f"{n}") for n in (calls,)}
         fitting = _fitting_steps(ours, plain[calls], calls)
