@@ -8,6 +8,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from optimize.commands.console import console, say
 
+QUIET_SECONDS = 2.0
+"""Short commands say nothing of their stages."""
+
 
 class StageBar:
     """A bar that is told stages: `bar("fuse_solver: rewrite", 4, 8)`."""
@@ -37,8 +40,9 @@ class StageBar:
         self._tell(stage)
 
     def _tell(self, stage: str) -> None:
-        if self.lines and stage != self.stage:
-            say(f"{time.perf_counter() - self.start:6.1f} s  {stage}", "dim")
+        elapsed = time.perf_counter() - self.start
+        if self.lines and stage != self.stage and elapsed > QUIET_SECONDS:
+            say(f"{elapsed:6.1f} s  {stage}", "dim")
         self.stage = stage
 
     def __enter__(self) -> Self:

@@ -180,6 +180,23 @@ def test_traceback_is_shown_on_request(model: str) -> None:
         run_command(["inspect", f"{model}:broken", "--traceback"])
 
 
+def test_out_is_checked_before_the_work(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "pipeline"
+    (folder / "inside").mkdir(parents=True)
+    cases = [
+        (f"{model}:tiny", tmp_path / "file", 2, "found a file, expected the path of a new folder"),
+        (f"{model}:tiny", tmp_path, 2, "found a folder with files in it"),
+        (f"{model}:tiny", tmp_path / "file" / "under", 4, "cannot be made: "),
+        (str(folder), folder / "inside" / "out", 2, "lies inside the input"),
+    ]
+    for item, out, code, expected in cases:
+        found, _, error = run(capsys, "export", item, "--out", str(out))
+        assert (found, expected in error) == (code, True), error
+
+
 def test_inspect_names_axes_sites_and_layers(
     capsys: pytest.CaptureFixture[str], model: str
 ) -> None:
@@ -283,7 +300,7 @@ class TestBundles:
         empty.mkdir()
         for command in ("verify", "inspect"):
             code, _, error = run(capsys, command, str(empty))
-            assert code == 5 and error.startswith("error: ")
+            assert code == 5 and "error: " in error
         bundle = tmp_path / "bundle"
         assert run(capsys, "export", f"{model}:tiny", "--out", str(bundle))[0] == 0
         weights = next(bundle.rglob("*.safetensors"))
