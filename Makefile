@@ -29,7 +29,7 @@ format: $(INSTALLED)  ## format the code and apply the safe lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(INSTALLED)  ## write the pages of docs/passes from the docstrings of the passes
+docs: $(INSTALLED)  ## gather the documentation in build/docs, a page per pass included
 	$(BIN)/python docs/build.py
 
 bench: $(INSTALLED) $(VENV)/.benchmarks  ## run benchmarks/$(NAME).py; results in build/bench

@@ -7,6 +7,7 @@ resource, 5 bad bundle, 6 model not supported.
 import errno
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ EPILOG = (
     "Exit codes: 0 ok, 1 gate or budget failed, 2 usage or recipe, 3 inconclusive, "
     "4 environment or resource, 5 bad bundle, 6 model not supported."
 )
-# Command → the extra whose absence its imports would show.
+# Command → module and function.
 COMMANDS = {
     "demo": "demo:demo",
     "run": "run:run",
@@ -79,11 +80,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_command(arguments: list[str]) -> int:
     """Runs one command and returns its exit code; errors become one message."""
+    _quieten_libraries()
     show_trace = "--traceback" in arguments
     # `--traceback` works before and after the command.
     arguments = [item for item in arguments if item != "--traceback"]
     try:
-        result: Any = app(arguments, standalone_mode=False)
+        result: Any = app(arguments, prog_name="optimize", standalone_mode=False)
     except typer.TyperException as error:
         return _usage(error)
     except typer.Abort:
@@ -96,6 +98,13 @@ def run_command(arguments: list[str]) -> int:
         say("interrupted")
         return 130
     return result if isinstance(result, int) else 0
+
+
+def _quieten_libraries() -> None:
+    """Keeps the libraries' own remarks from between the lines of a command; ours stay."""
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("default", module=r"optimize(\..*)?$")
+    os.environ.setdefault("TORCH_LOGS", "-onnx")
 
 
 def _usage(error: Any) -> int:

@@ -23,7 +23,7 @@ def check_module(model: Any) -> None:
             "load the model first and pass the object"
         )
     for name, tensor in named_tensors(model):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if nn.parameter.is_lazy(tensor):
             raise InputModelError(
                 f"model: parameter {name!r} is not initialised yet, expected known shapes; "
                 "run the module once on example inputs first"

@@ -148,7 +148,8 @@ def _export(flat: Flat, shapes: Any) -> torch.export.ExportedProgram:
         exported = torch.export.export(
             flat, tuple(flat.tensors), dynamic_shapes=shapes, strict=False
         )
-        return exported.run_decompositions({})
+        functional: torch.export.ExportedProgram = exported.run_decompositions({})
+        return functional
     except torch._dynamo.exc.UserError as error:
         if shapes is not None and "onstraints violated" in str(error):
             raise

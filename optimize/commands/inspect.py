@@ -37,7 +37,7 @@ def inspect(
         return
     _show_program(loaded.name, data)
     if code:
-        console().print(Text(program_text(program)))
+        console().print(Text(program_text(program)), soft_wrap=True)
 
 
 def describe_program(program: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def recipes(
         if as_json:
             print_json(loaded.to_dict())
         else:
-            console().print(Text(path.read_text("utf-8")), end="")
+            console().print(Text(path.read_text("utf-8")), end="", soft_wrap=True)
         return
     rows: list[dict[str, Any]] = []
     for item in recipe.names():
@@ -57,7 +57,8 @@ def passes(
     if as_json:
         print_json(rows if name is None else rows[0])
     elif name is not None:
-        console().print(Text(f"{name}\n\n{rows[0]['description']}\n\n{rows[0]['options_text']}"))
+        text = f"{name}\n\n{rows[0]['description']}\n\n{rows[0]['options_text']}"
+        console().print(Text(text), soft_wrap=True)
     else:
         table = Table("pass", "numerics", "what it does", box=None, header_style="bold")
         for row in rows:

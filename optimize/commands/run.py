@@ -57,7 +57,7 @@ def run(
             after.export(out, target=checked.target, overwrite=overwrite, recipe=checked.to_dict())
     _show(after.report, out, as_json)
     if diff and not as_json:
-        console().print(Text(program_diff(before, after)))
+        console().print(Text(program_diff(before, after)), soft_wrap=True)
 
 
 def export(

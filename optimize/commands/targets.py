@@ -1,5 +1,6 @@
 """Something that answers requests: a bundle on disk, or a model in PyTorch."""
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 from optimize.commands.models import load_model
 from optimize.ir.errors import RecipeError
+from optimize.runtime.errors import ResourceError
 
 Answer = Callable[..., Mapping[str, Any]]
 
@@ -55,10 +57,11 @@ def looks_like_bundle(text: str) -> bool:
 
 
 def check_out(out: Path, overwrite: bool, *inputs: str) -> None:
-    """Refuses an output folder that cannot be meant, before the expensive work starts.
+    """Refuses an output folder before the expensive work starts; makes the folder it goes into.
 
     Raises:
         RecipeError: empty, `-`, inside an input, or already there.
+        ResourceError: the folder it goes into cannot be made or written.
     """
     text = str(out)
     try:
@@ -78,6 +81,12 @@ def check_out(out: Path, overwrite: bool, *inputs: str) -> None:
         raise RecipeError(
             f"--out {text}: found a folder with files in it; choose another, or pass --overwrite"
         )
+    try:
+        resolved.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"--out {text}: cannot be made: {error.strerror}") from error
+    if not os.access(resolved.parent, os.W_OK | os.X_OK):
+        raise ResourceError(f"--out {text}: {resolved.parent} cannot be written; choose another")
 
 
 def session_measure(request: Mapping[str, Any], repeats: int = 3) -> Callable[[Any], float]:

@@ -16,7 +16,7 @@ Size alone never joins two axes. What is left are classes: batch, tokens, heads,
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -25,7 +25,7 @@ from torch import fx
 from optimize.ir.errors import UnsupportedOpError
 from optimize.ir.graph import Graph
 
-Extent = int | sympy.Expr
+Extent: TypeAlias = "int | sympy.Expr"
 """A size: a number, or an expression of the sizes a request decides."""
 
 

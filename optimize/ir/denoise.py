@@ -6,7 +6,7 @@ alpha = 1 - sigma; variance-preserving ones alpha = sqrt(1 - sigma**2). All numb
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +99,7 @@ class VarianceSchedule:
 
     def _timesteps(self, steps: int) -> NDArray[np.int64]:
         last = self.train_steps
+        picked: NDArray[Any]
         if self.spacing == "linspace":
             picked = np.linspace(0, last - 1, steps + 1).round()[::-1][:-1]
         elif self.spacing == "leading":

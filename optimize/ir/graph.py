@@ -40,6 +40,7 @@ class Graph:
 
     def node(self, name: str) -> fx.Node:
         """The placeholder of an input, by name."""
+        node: fx.Node
         for node in self.graph.nodes:
             if node.op == "placeholder" and node.name == name:
                 return node

@@ -17,9 +17,10 @@ from torch.utils.flop_counter import flop_registry
 
 from optimize.ir.graph import Graph, hint, tensor_inputs
 from optimize.ir.program import Program
+from optimize.kernels import catalog as _kernels  # noqa: F401
 from optimize.runtime.loop import Call, Repeat
 
-aten = torch.ops.aten
+aten, ours = torch.ops.aten, torch.ops.optimize
 Shape = tuple[int, ...]
 
 
@@ -217,6 +218,7 @@ _MOVES = _VIEWS | {
     aten.ones, aten.ones_like, aten.empty, aten.empty_like, aten.new_zeros, aten.new_full,
     aten.new_ones, aten.arange, aten.scalar_tensor, aten.lift_fresh_copy, aten.dropout,
     aten.pixel_shuffle, aten.pixel_unshuffle, aten.tile, aten.where,
+    ours.gather_rows, ours.scatter_rows,
 }  # fmt: skip
 
 # Ops whose work goes with their input, not their output.

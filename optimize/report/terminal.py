@@ -1,5 +1,6 @@
 """A report as tables on a terminal."""
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,8 +27,8 @@ def print_report(report: Report, console: Console) -> None:
 
 def passes_table(report: Report) -> Table:
     """One line per pass."""
-    table = Table(title="Passes", title_justify="left", title_style="bold")
-    table.add_column("pass")
+    table = Table(title="Passes", title_justify="left", title_style="bold", box=SIMPLE)
+    table.add_column("pass", no_wrap=True)
     for name in ("sites", "FLOPs before", "FLOPs after", "error", "time"):
         table.add_column(name, justify="right")
     for record in report.passes:
@@ -46,8 +47,8 @@ def passes_table(report: Report) -> Table:
 def rows_table(report: Report) -> Table:
     """One line per measured row."""
     metrics = list(dict.fromkeys(name for row in report.rows for name in row.quality))
-    table = Table(title="Measured", title_justify="left", title_style="bold")
-    table.add_column("")
+    table = Table(title="Measured", title_justify="left", title_style="bold", box=SIMPLE)
+    table.add_column("", no_wrap=True)
     for name in ("calls", "time per sample", *metrics):
         table.add_column(Text(name), justify="right")
     for row in report.rows:

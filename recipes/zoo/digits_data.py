@@ -53,8 +53,8 @@ def load_digits_data() -> DigitsData:
     Raises:
         ModuleNotFoundError: scikit-learn, which carries the images, is not installed.
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
     pixels, labels = load_digits(return_X_y=True)
     train_rows, held_out_rows = train_test_split(

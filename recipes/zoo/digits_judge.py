@@ -18,7 +18,7 @@ from optimize.measure.quality import Interval, QualityError
 from optimize.recipes.zoo.digits_data import CLASS_COUNT, DigitsData, flatten_images
 
 if TYPE_CHECKING:
-    from sklearn.svm import SVC  # type: ignore[import-untyped]
+    from sklearn.svm import SVC
 
 COMPONENT_COUNT = 20
 

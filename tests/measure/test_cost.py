@@ -93,6 +93,11 @@ def test_other_products(
         (lambda x: x.transpose(0, 1).reshape(12).repeat(2), ((3, 4),), 0),
         (lambda w: functional.embedding(torch.zeros(5, dtype=torch.int64), w), ((9, 4),), 0),
         (lambda x: torch.cat([x, x])[1:], ((3, 4),), 0),
+        (
+            lambda x: torch.ops.optimize.gather_rows(x, torch.zeros(2, 3, dtype=torch.int64), 1),
+            ((2, 5, 4),),
+            0,
+        ),
     ],
 )
 def test_elementwise_counts_elements_and_moving_counts_none(
