@@ -102,6 +102,7 @@ def trace(
     outputs: tuple[str, ...],
     batch: int | None,
     dynamic: bool | None,
+    largest: int = MAX_BATCH,
 ) -> Traced:
     """Traces a module to a functional graph with parameters lifted out.
 
@@ -111,6 +112,7 @@ def trace(
         outputs: names of the returned tensors.
         batch: size of the batch in the example; tensors whose first dimension has it are batched.
         dynamic: whether the batch may vary: True requires it, None tries.
+        largest: the largest batch that is asked for.
     Raises:
         InputModelError: the module cannot be traced; says where in the user's code.
     """
@@ -118,7 +120,7 @@ def trace(
     notes = [f"{name} is complex and stored with the weights" for name in flat.constants]
     exported = None
     if dynamic is not False and batch is not None and batch > 1:
-        size = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+        size = torch.export.Dim("batch", min=1, max=largest)
         shapes = tuple(
             {0: size} if tensor.ndim and tensor.shape[0] == batch else {} for tensor in flat.tensors
         )
@@ -166,7 +168,9 @@ def _untraceable(flat: Flat, error: Exception) -> str:
 
 
 def _class_name(module: nn.Module) -> str:
-    return type(getattr(module, "module", module)).__name__
+    while isinstance(getattr(module, "module", None), nn.Module):
+        module = module.module  # type: ignore[assignment]
+    return type(module).__name__
 
 
 def _first_lines(error: Exception) -> str:
