@@ -91,6 +91,33 @@ def capture_pipeline(
     return with_decoder(program, pipeline, family, size, batch)
 
 
+def capture_model(
+    model: Any,
+    example_inputs: Mapping[str, Any] | None = None,
+    *,
+    loop: DenoiseLoop | None = None,
+) -> Program:
+    """Captures a pipeline or a module, whichever it is.
+
+    Raises:
+        InputModelError: as `capture` and `capture_pipeline`; or a pipeline with a loop of its own.
+    """
+    if not is_pipeline(model):
+        return capture(model, example_inputs, loop=loop)
+    if loop is not None:
+        raise InputModelError(
+            "loop: found a DenoiseLoop for a pipeline, which brings its own; call "
+            "capture_pipeline(pipeline, steps=..., guidance_scale=...) and pass the program"
+        )
+    return capture_pipeline(model)
+
+
+def is_pipeline(model: Any) -> bool:
+    """Whether an object is a diffusers pipeline; does not import diffusers."""
+    names = {kind.__name__ for kind in type(model).__mro__}
+    return "DiffusionPipeline" in names and not isinstance(model, nn.Module)
+
+
 class PipelineDenoiser(nn.Module):
     """A transformer called as its pipeline calls it."""
 

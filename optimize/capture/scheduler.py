@@ -64,7 +64,10 @@ class DiffusersSchedule:
                 f"scheduler: found {self.scheduler}, expected one of {', '.join(SCHEDULERS)}; "
                 "set pipeline.scheduler to one of these, made from the same configuration"
             )
-        for name in ("thresholding", "clip_sample", "invert_sigmas", "stochastic_sampling"):
+        refused = ["thresholding", "invert_sigmas", "stochastic_sampling"]
+        if self.scheduler in ("DDIMScheduler", "DDPMScheduler"):
+            refused.append("clip_sample")  # the CogVideoX ones have the option and ignore it
+        for name in refused:
             if self.config.get(name):
                 raise InputModelError(
                     f"scheduler: found {self.scheduler} with {name}={self.config[name]!r}, "
@@ -105,7 +108,7 @@ class DiffusersSchedule:
         ):
             return None
         name = self.scheduler.removesuffix("Scheduler")
-        return LinearStep(name, *pruned(_matrices(self._made(steps))))
+        return LinearStep(name, *pruned(*_matrices(self._made(steps))))
 
     def _made(self, steps: int) -> Any:
         """The scheduler, ready for a run."""
