@@ -17,7 +17,7 @@ from optimize.capture.check_model import check_finite
 from optimize.capture.from_module import MAX_BATCH, evaluation_mode, prepare, trace
 from optimize.ir.builder import Builder, fake_mode_of
 from optimize.ir.denoise import DenoiseLoop
-from optimize.ir.errors import InputModelError
+from optimize.ir.errors import InputModelError, NumericsError
 from optimize.ir.graph import Graph
 from optimize.ir.program import Program, denoising_repeat, with_repeat
 from optimize.ir.solver_step import SolverStep, captured_step, history_slot
@@ -75,8 +75,13 @@ def capture(
     batch = int(arguments["latent"].shape[0])
     with evaluation_mode(model):
         traced = trace(denoiser, arguments, ("prediction",), batch, dynamic)
-    if not allow_nonfinite:
+    notes = list(traced.notes)
+    try:
         check_finite(traced.weights)
+    except NumericsError as error:
+        if not allow_nonfinite:
+            raise
+        notes.append(f"accepted because of allow_nonfinite: {str(error).split(',')[0]}")
     graph = traced.graph
     prediction = graph.output_nodes()["prediction"].meta["val"]
     latent = graph.node("latent").meta["val"]
@@ -85,7 +90,7 @@ def capture(
             f"model: returned shape {list(prediction.shape)} for a latent of {list(latent.shape)}, "
             "expected the same shape, or twice the channels with learned_variance"
         )
-    return _program(graph, traced.weights, loop, batch, traced.notes)
+    return _program(graph, traced.weights, loop, batch, tuple(notes))
 
 
 class GuidedDenoiser(nn.Module):

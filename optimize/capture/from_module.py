@@ -1,5 +1,6 @@
 """Captures a module as a program: the denoiser as one graph, its loop as data."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,9 +44,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     if model.training:
         warnings.warn(
-            f"{type(model).__name__} is in training mode; it is captured in evaluation mode "
+            f"{_class_name(model)} is in training mode; it is captured in evaluation mode "
             "(dropout off) and left as it was",
-            stacklevel=4,
+            stacklevel=_callers_level(),
         )
     try:
         model.eval()
@@ -53,6 +54,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+def _callers_level() -> int:
+    """How many frames up the code lies that called this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and (
+        "optimize" in str(frame.f_globals.get("__name__")).split(".")
+        or "contextlib" in frame.f_code.co_filename
+    ):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 class Flat(nn.Module):

@@ -108,7 +108,13 @@ class DiffusersSchedule:
         ):
             return None
         name = self.scheduler.removesuffix("Scheduler")
-        return LinearStep(name, *pruned(*_matrices(self._made(steps))))
+        matrices, kept = _matrices(self._made(steps))
+        if not np.all(np.isfinite(matrices)):
+            raise InputModelError(
+                f"scheduler: {self.scheduler} takes steps that are not finite in {steps} steps, "
+                "expected numbers; its own samples would be NaN, so change its options"
+            )
+        return LinearStep(name, *pruned(matrices, kept))
 
     def _made(self, steps: int) -> Any:
         """The scheduler, ready for a run."""
