@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from optimize.capture.from_denoiser import capture
+from optimize.capture.from_diffusers import capture_model
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import QualityError
 from optimize.ir.program import Program
@@ -55,7 +55,9 @@ def optimize(
         QualityError: the result changed by more than the budget.
     """
     checked = load_recipe(recipe, budget)
-    program = model if isinstance(model, Program) else capture(model, example_inputs, loop=loop)
+    program = model
+    if not isinstance(program, Program):
+        program = capture_model(model, example_inputs, loop=loop)
     return apply_recipe(program, checked, example_inputs, verify=verify, progress=progress)
 
 

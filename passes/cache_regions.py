@@ -31,12 +31,12 @@ from optimize.ir.axes import Axes, Axis
 from optimize.ir.axis_rules import infer_axes
 from optimize.ir.builder import Builder, fake_mode_of
 from optimize.ir.graph import Graph
-from optimize.ir.program import Program
+from optimize.ir.program import Program, denoising_repeat, with_repeat
 from optimize.ir.row_subset import Cache, CannotSubset, RowSubset, token_axis
 from optimize.ir.torch_engine import DTYPE_NAMES, TorchEngine
 from optimize.passes.pass_base import Declined, OracleResult, Pass, Rewritten
 from optimize.passes.region_choice import Counts, change_rate, choose, token_scores
-from optimize.runtime.loop import Binding, Call, Destination, Repeat, Slot
+from optimize.runtime.loop import Binding, Call, Destination, Slot
 
 COUNTERS = ("score", "drops", "age")
 LAST = "last_prediction"
@@ -140,7 +140,7 @@ class CacheRegions(Pass):
             return str(reason)
         if not isinstance(tokens.extent, int):
             return f"the number of tokens is {tokens.extent}, expected a fixed one"
-        steps = len(_repeat(program).steps)
+        steps = len(denoising_repeat(program).steps)
         plan = self._plan(tokens.extent)
         counts = {plan.rows(step, steps) for step in range(steps)} - {None}
         if not counts:
@@ -162,7 +162,7 @@ class CacheRegions(Pass):
         axes = infer_axes(graph)
         tokens = token_axis(graph, axes)
         plan = self._plan(tokens.hint)
-        repeat = _repeat(program)
+        repeat = denoising_repeat(program)
         steps = len(repeat.steps)
         rows = sorted({plan.rows(step, steps) or 0 for step in range(steps)} - {0})
         graphs = {name: item for name, item in program.graphs.items() if name != "denoiser"}
@@ -212,7 +212,7 @@ class CacheRegions(Pass):
             bodies[f"rows_{count}"] = (denoise.model_copy(update=some), *rest)
         new_repeat = repeat.model_copy(update={"bodies": bodies, "steps": plan.bodies(steps)})
         loop = program.loop.model_copy(
-            update={"slots": (*program.loop.slots, *slots), "body": (new_repeat,)}
+            update={"slots": (*program.loop.slots, *slots), "body": with_repeat(program, new_repeat)}
         )
         sites = tuple(cache.source.name for cache in caches if cache.attention)
         return Rewritten(
@@ -233,7 +233,7 @@ class CacheRegions(Pass):
         variants = sorted(name for name in after.graphs if name.startswith("denoiser_rows_"))
         run = after._run(dict(request), 0)
         engine = TorchEngine(after.graphs, after.weights)
-        denoise = _repeat(after).bodies["step"][0]
+        denoise = denoising_repeat(after).bodies["step"][0]
         assert isinstance(denoise, Call)
         run._state = {name: run._initial(name) for name in run._slots}
         inputs = {name: run._value(binding, 0) for name, binding in denoise.inputs.items()}
@@ -325,12 +325,6 @@ class CacheRegions(Pass):
         change = token_scores(builder, moved, own, axes, tokens, "norm")
         score = change_rate(builder, change, state["score"], state["age"], age)
         return {"score": score, "age": age, LAST: prediction}
-
-
-def _repeat(program: Program) -> Repeat:
-    (repeat,) = program.loop.body
-    assert isinstance(repeat, Repeat)
-    return repeat
 
 
 def _compute_dtype(program: Program) -> torch.dtype:

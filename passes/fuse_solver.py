@@ -21,13 +21,19 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from optimize.ir.builder import Builder, fake_mode_of
-from optimize.ir.denoise import Levels, Prediction, check_steps
+from optimize.ir.denoise import DenoiseLoop, check_steps
 from optimize.ir.graph import Graph
-from optimize.ir.program import Program
-from optimize.ir.solver_step import SolverStep, constant_error
+from optimize.ir.program import Program, denoising_repeat, with_repeat
+from optimize.ir.solver_step import (
+    SolverStep,
+    captured_step,
+    constant_error,
+    history_slot,
+    stored_step,
+)
 from optimize.passes.pass_base import Declined, OracleResult, Pass, Rewritten
 from optimize.passes.solvers.catalog import HIGHEST_ORDER, SOLVERS
-from optimize.runtime.loop import Binding, Call, Destination, Repeat, Slot
+from optimize.runtime.loop import Binding, Call, Destination, Slot
 
 
 @dataclass(frozen=True)
@@ -85,11 +91,10 @@ class FuseSolver(Pass):
         steps = description.steps if self.steps is None else self.steps
         levels = description.levels(steps)
         try:
-            step = self._step(levels, description.prediction)
+            step = self._step(description, steps)
         except ValueError as reason:
             raise Declined(str(reason)) from reason
-        (repeat,) = program.loop.body
-        assert isinstance(repeat, Repeat)
+        repeat = denoising_repeat(program)
         graphs = {
             name: graph
             for name, graph in program.graphs.items()
@@ -120,7 +125,9 @@ class FuseSolver(Pass):
         loop = program.loop.model_copy(
             update={
                 "slots": _slots(program, step),
-                "body": (repeat.model_copy(update={"steps": chosen, "bodies": bodies}),),
+                "body": with_repeat(
+                    program, repeat.model_copy(update={"steps": chosen, "bodies": bodies})
+                ),
             }
         )
         dtype = program.tables["coefficients"].dtype
@@ -144,29 +151,33 @@ class FuseSolver(Pass):
     def oracles(
         self, before: Program, after: Program, request: Mapping[str, Any]
     ) -> list[OracleResult]:
-        """A denoiser that is always right about a constant must be followed exactly."""
-        assert after.description is not None
-        levels = after.description.levels()
-        step = self._step(levels, after.description.prediction)
-        stored = replace(step, table=after.tables["coefficients"].astype(np.float64))
-        error = constant_error(levels, after.description.prediction, stored)
+        """A denoiser that is always right about a constant must be followed exactly.
+
+        A captured solver may stray by itself (a scheduler whose step is not that of its levels):
+        then it must stray no further.
+        """
+        description = after.description
+        assert description is not None
+        levels, prediction = description.levels(), description.prediction
+        step = self._step(description, description.steps)
+        stored = stored_step(step, after.tables["coefficients"])
+        error = constant_error(levels, prediction, stored)
+        if self.solver == "same":
+            error = max(0.0, error - constant_error(levels, prediction, step))
         # Rows of epsilon models reach 1 / alpha of pure noise: float32 keeps seven of its digits.
         scale = max(1.0, float(np.abs(stored.table[:, :2]).max()))
         return [OracleResult("constant_is_exact", error / scale, 1e-6)]
 
-    def _step(self, levels: Levels, prediction: Prediction) -> SolverStep:
+    def _step(self, description: DenoiseLoop, steps: int) -> SolverStep:
+        if self.solver == "same":
+            return captured_step(description, steps)
         order = min(2, HIGHEST_ORDER[self.solver]) if self.order is None else self.order
-        return SOLVERS[self.solver](levels, prediction, order)
+        return SOLVERS[self.solver](description.levels(steps), description.prediction, order)
 
 
 def fused_name(name: str) -> str:
     """The step graph's name for a denoiser graph: "denoiser_rows_128" → "step_rows_128"."""
     return "step" + name.removeprefix("denoiser")
-
-
-def history_slot(age: int) -> str:
-    """The slot of the clean estimate of `age` steps ago."""
-    return f"denoised_{age}"
 
 
 def _fused(denoiser: Graph, step: SolverStep) -> Graph:
@@ -207,7 +218,10 @@ def _fused_call(call: Any, step: SolverStep) -> Call:
 
 
 def _slots(program: Program, step: SolverStep) -> tuple[Slot, ...]:
-    slots = tuple(slot for slot in program.loop.slots if slot.name != "prediction")
+    assert program.description is not None
+    captured = captured_step(program.description)
+    dropped = {"prediction", *(history_slot(age + 1) for age in range(captured.history))}
+    slots = tuple(slot for slot in program.loop.slots if slot.name not in dropped)
     latent = next(slot for slot in slots if slot.name == "latent")
     history = tuple(
         Slot(name=history_slot(age + 1), dtype=latent.dtype, shape=latent.shape)

@@ -17,10 +17,10 @@ from optimize.capture.check_model import check_finite
 from optimize.capture.from_module import MAX_BATCH, evaluation_mode, prepare, trace
 from optimize.ir.builder import Builder, fake_mode_of
 from optimize.ir.denoise import DenoiseLoop
-from optimize.ir.errors import InputModelError
+from optimize.ir.errors import InputModelError, NumericsError
 from optimize.ir.graph import Graph
-from optimize.ir.program import Program
-from optimize.ir.solver_step import SolverStep, plain_step
+from optimize.ir.program import Program, denoising_repeat, with_repeat
+from optimize.ir.solver_step import SolverStep, captured_step, history_slot
 from optimize.ir.torch_engine import DTYPE_NAMES
 from optimize.runtime.loop import (
     Binding,
@@ -75,8 +75,13 @@ def capture(
     batch = int(arguments["latent"].shape[0])
     with evaluation_mode(model):
         traced = trace(denoiser, arguments, ("prediction",), batch, dynamic)
-    if not allow_nonfinite:
+    notes = list(traced.notes)
+    try:
         check_finite(traced.weights)
+    except NumericsError as error:
+        if not allow_nonfinite:
+            raise
+        notes.append(f"accepted because of allow_nonfinite: {str(error).split(',')[0]}")
     graph = traced.graph
     prediction = graph.output_nodes()["prediction"].meta["val"]
     latent = graph.node("latent").meta["val"]
@@ -85,7 +90,7 @@ def capture(
             f"model: returned shape {list(prediction.shape)} for a latent of {list(latent.shape)}, "
             "expected the same shape, or twice the channels with learned_variance"
         )
-    return _program(graph, traced.weights, loop, batch, traced.notes)
+    return _program(graph, traced.weights, loop, batch, tuple(notes))
 
 
 class GuidedDenoiser(nn.Module):
@@ -154,7 +159,11 @@ class GuidedDenoiser(nn.Module):
         if scale is not None:
             # Not `chunk`, which would fix the batch.
             unconditional, conditional = prediction[:batch], prediction[batch:]
-            prediction = unconditional + scale * (conditional - unconditional)
+            mixed = unconditional + scale * (conditional - unconditional)
+            channels = loop.guided_channels
+            if channels is not None:
+                mixed = torch.cat([mixed[:, :channels], conditional[:, channels:]], dim=1)
+            prediction = mixed
         return (prediction,)
 
     def _doubled(self, name: str, item: Any) -> Any:
@@ -215,8 +224,28 @@ def build_solver_graph(denoiser: Graph, step: SolverStep) -> Graph:
     latent = builder.input("latent", value)
     prediction = builder.input("prediction", value)
     row = builder.input("coefficients", builder.fake((step.table.shape[1],), value.dtype))
-    result, _ = step.build(builder, latent, prediction, row, [])
-    return builder.finish({"latent": result}, denoiser.dimensions)
+    history = [builder.input(name, value) for name in _kept(step)]
+    result, kept = step.build(builder, latent, prediction, row, history)
+    return builder.finish(
+        {"latent": result, **dict(zip(_kept(step), kept, strict=True))}, denoiser.dimensions
+    )
+
+
+def _solver_call(step: SolverStep) -> Call:
+    return Call(
+        graph="solver",
+        inputs={
+            "latent": Binding(source="state", name="latent"),
+            "prediction": Binding(source="state", name="prediction"),
+            "coefficients": Binding(source="table", name="coefficients"),
+            **{name: Binding(source="state", name=name) for name in _kept(step)},
+        },
+        outputs={name: Destination(state=name) for name in ("latent", *_kept(step))},
+    )
+
+
+def _kept(step: SolverStep) -> list[str]:
+    return [history_slot(age + 1) for age in range(step.history)]
 
 
 def _program(
@@ -227,7 +256,7 @@ def _program(
     notes: tuple[str, ...],
 ) -> Program:
     levels = loop.levels()
-    step = plain_step(levels, loop.prediction)
+    step = captured_step(loop)
     latent = graph.node("latent")
     shape, dtype = dimensions_of(graph, latent), DTYPE_NAMES[latent.meta["val"].dtype]
     request = [name for name in graph.inputs if name not in ("latent", "timestep")]
@@ -238,15 +267,7 @@ def _program(
     }
     body = (
         Call(graph="denoiser", inputs=inputs, outputs={"prediction": Destination(state="prediction")}),
-        Call(
-            graph="solver",
-            inputs={
-                "latent": Binding(source="state", name="latent"),
-                "prediction": Binding(source="state", name="prediction"),
-                "coefficients": Binding(source="table", name="coefficients"),
-            },
-            outputs={"latent": Destination(state="latent")},
-        ),
+        _solver_call(step),
     )
     return Program(
         graphs={"denoiser": graph, "solver": build_solver_graph(graph, step)},
@@ -260,6 +281,7 @@ def _program(
                     initial=Binding(source="noise", name="latent"),
                 ),
                 Slot(name="prediction", dtype=dtype, shape=shape),
+                *(Slot(name=name, dtype=dtype, shape=shape) for name in _kept(step)),
             ),
             noise=(Noise(name="latent", dtype=dtype, shape=shape),),
             body=(Repeat(steps=("step",) * levels.steps, bodies={"step": body}),),
@@ -302,14 +324,26 @@ def with_steps(program: Program, steps: int) -> Program:
         raise InputModelError("with_steps: the loop is already rewritten; capture again")
     description = replace(program.description, steps=steps)
     levels = description.levels()
-    step = plain_step(levels, description.prediction)
-    (repeat,) = program.loop.body
-    assert isinstance(repeat, Repeat)
+    step = captured_step(description)
+    repeat = denoising_repeat(program)
     dtype = program.tables["coefficients"].dtype
-    new = repeat.model_copy(update={"steps": ("step",) * steps})
+    denoise, _ = repeat.bodies["step"]
+    new = repeat.model_copy(
+        update={"steps": ("step",) * steps, "bodies": {"step": (denoise, _solver_call(step))}}
+    )
+    kept = _kept(captured_step(program.description))
+    slots = [slot for slot in program.loop.slots if slot.name not in kept]
+    (latent,) = [slot for slot in slots if slot.name == "latent"]
+    slots += [latent.model_copy(update={"name": name, "initial": None}) for name in _kept(step)]
     return replace(
         program,
-        loop=program.loop.model_copy(update={"body": (new,)}),
+        graphs={
+            **program.graphs,
+            "solver": build_solver_graph(program.graphs["denoiser"], step),
+        },
+        loop=program.loop.model_copy(
+            update={"body": with_repeat(program, new), "slots": tuple(slots)}
+        ),
         tables={
             "timestep": levels.timestep.astype(dtype),
             "coefficients": np.asarray(step.table, dtype=dtype),

@@ -1,5 +1,6 @@
 """Captures a module as a program: the denoiser as one graph, its loop as data."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,9 +44,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     if model.training:
         warnings.warn(
-            f"{type(model).__name__} is in training mode; it is captured in evaluation mode "
+            f"{_class_name(model)} is in training mode; it is captured in evaluation mode "
             "(dropout off) and left as it was",
-            stacklevel=4,
+            stacklevel=_callers_level(),
         )
     try:
         model.eval()
@@ -53,6 +54,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+def _callers_level() -> int:
+    """How many frames up the code lies that called this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and (
+        "optimize" in str(frame.f_globals.get("__name__")).split(".")
+        or "contextlib" in frame.f_code.co_filename
+    ):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 class Flat(nn.Module):
@@ -102,6 +114,7 @@ def trace(
     outputs: tuple[str, ...],
     batch: int | None,
     dynamic: bool | None,
+    largest: int = MAX_BATCH,
 ) -> Traced:
     """Traces a module to a functional graph with parameters lifted out.
 
@@ -111,6 +124,7 @@ def trace(
         outputs: names of the returned tensors.
         batch: size of the batch in the example; tensors whose first dimension has it are batched.
         dynamic: whether the batch may vary: True requires it, None tries.
+        largest: the largest batch that is asked for.
     Raises:
         InputModelError: the module cannot be traced; says where in the user's code.
     """
@@ -118,7 +132,7 @@ def trace(
     notes = [f"{name} is complex and stored with the weights" for name in flat.constants]
     exported = None
     if dynamic is not False and batch is not None and batch > 1:
-        size = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+        size = torch.export.Dim("batch", min=1, max=largest)
         shapes = tuple(
             {0: size} if tensor.ndim and tensor.shape[0] == batch else {} for tensor in flat.tensors
         )
@@ -167,7 +181,9 @@ def _untraceable(flat: Flat, error: Exception) -> str:
 
 
 def _class_name(module: nn.Module) -> str:
-    return type(getattr(module, "module", module)).__name__
+    while isinstance(getattr(module, "module", None), nn.Module):
+        module = module.module  # type: ignore[assignment]
+    return type(module).__name__
 
 
 def _first_lines(error: Exception) -> str:

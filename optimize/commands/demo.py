@@ -32,7 +32,7 @@ def demo(
         bar.wait("load")
         loaded = load_model(MODEL)
         from optimize.api import apply_recipe
-        from optimize.capture.from_denoiser import capture
+        from optimize.capture.from_diffusers import capture_model
         from optimize.commands.demo_figures import measure_demo
         from optimize.recipes.recipe import Recipe
         from optimize.report.html import render_html
@@ -40,7 +40,7 @@ def demo(
         from optimize.report.json_file import render_json
 
         recipe = Recipe.load(RECIPE)
-        baseline = capture(loaded.model, loaded.example_inputs, loop=loaded.loop)
+        baseline = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
         program = apply_recipe(baseline, recipe, loaded.example_inputs, progress=bar)
         bar.wait("export")
         _make_folder(out)

@@ -27,10 +27,10 @@ def inspect(
         _inspect_bundle(model, as_json)
         return
     loaded = load_model(model)
-    from optimize.capture.from_denoiser import capture
+    from optimize.capture.from_diffusers import capture_model
     from optimize.ir.printing import program_text
 
-    program = capture(loaded.model, loaded.example_inputs, loop=loaded.loop)
+    program = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
     data = describe_program(program)
     if as_json:
         print_json(data)

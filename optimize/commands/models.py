@@ -11,7 +11,6 @@ from typing import Any
 
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError, RecipeError
-from optimize.runtime.errors import ResourceError
 
 HELP = (
     "zoo:digits-dit, a diffusers pipeline (folder or hub id), or path/to/file.py:function, where "
@@ -90,26 +89,13 @@ def _from_file(path: Path, function: str) -> LoadedModel:
 
 
 def _from_diffusers(text: str) -> LoadedModel:
-    folder = Path(text)
+    folder = Path(text).expanduser()
     looks_local = folder.exists() or text.startswith((".", "/", "~"))
-    if looks_local and not (folder / "model_index.json").is_file():
-        raise RecipeError(
-            f"model {text}: found no model_index.json, expected a diffusers pipeline folder"
-        )
     if not looks_local and text.count("/") != 1:
         raise RecipeError(f"unknown model {text!r}; expected {HELP}")
     if not looks_local and os.environ.get("HF_HUB_OFFLINE") != "1":
         os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "30")
-    try:
-        from diffusers import DiffusionPipeline
-    except ImportError as error:
-        raise ResourceError(
-            "diffusers is not installed; pip install 'optimize[compile,hf]'"
-        ) from error
-    try:
-        load: Any = DiffusionPipeline.from_pretrained
-        pipeline = load(text)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ResourceError(f"model {text}: cannot be loaded: {reason}") from error
-    return LoadedModel(text, pipeline)
+    # PyTorch is imported when a model is loaded, not by every command.
+    from optimize.capture.from_diffusers import load_pipeline
+
+    return LoadedModel(text, load_pipeline(text))

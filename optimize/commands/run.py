@@ -42,11 +42,11 @@ def run(
     with StageBar(quiet=as_json) as bar:
         bar.wait("capture")
         from optimize.api import apply_recipe
-        from optimize.capture.from_denoiser import capture
+        from optimize.capture.from_diffusers import capture_model
         from optimize.ir.printing import program_diff
         from optimize.passes.calibration import requests
 
-        before = capture(loaded.model, loaded.example_inputs, loop=loaded.loop)
+        before = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
         examples = loaded.example_inputs
         meter = None
         if measure and any(entry.optional for entry in checked.passes):
@@ -72,9 +72,9 @@ def export(
     loaded = load_model(model)
     with StageBar(quiet=as_json) as bar:
         bar.wait("capture")
-        from optimize.capture.from_denoiser import capture
+        from optimize.capture.from_diffusers import capture_model
 
-        program = capture(loaded.model, loaded.example_inputs, loop=loaded.loop)
+        program = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
         bar.wait("export")
         program.export(out, target=target, overwrite=overwrite)
     _show(program.report, out, as_json)

@@ -41,11 +41,11 @@ def open_target(text: str, threads: int | None = None) -> Target:
     loaded = load_model(text)
     import torch
 
-    from optimize.capture.from_denoiser import capture
+    from optimize.capture.from_diffusers import capture_model
 
     if threads is not None:
         torch.set_num_threads(threads)
-    program = capture(loaded.model, loaded.example_inputs, loop=loaded.loop)
+    program = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
     examples = dict(loaded.example_inputs or {})
     return Target(text, "torch", program, program.signature, program.loop, examples)
 

@@ -80,13 +80,13 @@ def _error_against(
     bar.wait("optimise the model again")
     loaded = load_model(model)
     from optimize.api import apply_recipe
-    from optimize.capture.from_denoiser import capture
+    from optimize.capture.from_diffusers import capture_model
     from optimize.passes.pipeline import results_error
     from optimize.recipes.recipe import Recipe
 
     path = Path(bundle) / "recipe.yaml"
     recipe = Recipe.load(path) if path.is_file() else Recipe.load({"passes": []})
-    program = capture(loaded.model, loaded.example_inputs, loop=loaded.loop)
+    program = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
     program = apply_recipe(program, recipe, loaded.example_inputs, verify=False)
     bar.wait("run the model")
     expected = {name: tensor.numpy() for name, tensor in program(**request).items()}

@@ -6,7 +6,7 @@ alpha = 1 - sigma; variance-preserving ones alpha = sqrt(1 - sigma**2). All numb
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +110,15 @@ class VarianceSchedule:
         return picked.astype(np.int64)
 
 
-Schedule = FlowSchedule | VarianceSchedule
+class CustomSchedule(Protocol):
+    """Any other source of noise levels, such as a library's scheduler."""
+
+    def levels(self, steps: int) -> Levels:
+        """The noise levels of a run of `steps` steps."""
+        ...
+
+
+Schedule = FlowSchedule | VarianceSchedule | CustomSchedule
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,8 @@ class DenoiseLoop:
             gives them as `negative_<name>`. Other arguments are shared.
         null_values: argument → number that fills its unconditional half instead of a request field
             (such as {"class_labels": 1000}).
+        guided_channels: guidance applies to this many first channels (dimension 1) of the
+            prediction, the others are the conditional half's; None means all.
         learned_variance: the module returns twice the latent's channels and the second half is
             dropped; None decides by shape.
     """
@@ -142,6 +152,7 @@ class DenoiseLoop:
     guidance_scale: float | None = None
     unconditional: tuple[str, ...] = ()
     null_values: dict[str, float] = field(default_factory=dict)
+    guided_channels: int | None = None
     learned_variance: bool | None = None
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from optimize.ir.record import Record
 from optimize.ir.report import Report
 from optimize.ir.torch_engine import TorchEngine
 from optimize.runtime.driver import Run
-from optimize.runtime.loop import Loop, Signature
+from optimize.runtime.loop import Call, Loop, Repeat, Signature
 from optimize.runtime.request import check_request
 
 
@@ -131,6 +131,17 @@ class Program:
             request_dtypes=checked.dtypes,
             seed=checked.seed,
         )
+
+
+def denoising_repeat(program: Program) -> Repeat:
+    """The one `Repeat` of a denoising loop; a decoder may be called after it."""
+    (repeat,) = [item for item in program.loop.body if isinstance(item, Repeat)]
+    return repeat
+
+
+def with_repeat(program: Program, new: Repeat) -> tuple[Call | Repeat, ...]:
+    """The body of a denoising loop with another `Repeat` and the same calls around it."""
+    return tuple(new if isinstance(item, Repeat) else item for item in program.loop.body)
 
 
 def as_arrays(request: Mapping[str, Any]) -> dict[str, Any]:

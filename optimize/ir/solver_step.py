@@ -1,7 +1,8 @@
 """The update of a solver as graph nodes: a row of numbers per step and one expression.
 
 Two expressions cover the explicit solvers. `EulerStep` moves along the flow; `DataStep` is the
-general linear multistep update in the clean estimate ("data") form:
+general linear multistep update in the clean estimate ("data") form, and `LinearStep` any update that
+is linear, such as a library's own:
 
     latent'  = a * latent + b * prediction + c1 * denoised[-1] + c2 * denoised[-2]
     denoised = d * latent + e * prediction                          (kept for the next steps)
@@ -12,7 +13,8 @@ The numbers are computed in float64 by `optimize.passes.solvers` and stored as t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from optimize.ir.builder import Builder
-from optimize.ir.denoise import Levels, Prediction
+from optimize.ir.denoise import DenoiseLoop, Levels, Prediction
 
 aten = torch.ops.aten
 
@@ -88,7 +90,61 @@ class DataStep:
         return moved, [denoised, *history][: self.history]
 
 
-SolverStep = EulerStep | DataStep
+@dataclass(frozen=True)
+class LinearStep:
+    """Any step that is linear in the latent, the prediction and what earlier steps kept.
+
+        (latent', kept') = matrix (latent, prediction, kept)
+
+    Attributes:
+        name: as in reports.
+        matrices: [steps, 1 + history, 2 + history] float64.
+        history: how many tensors are kept from step to step.
+    """
+
+    name: str
+    matrices: NDArray[np.float64]
+    history: int
+
+    @property
+    def table(self) -> NDArray[np.float64]:
+        """[steps, width] float64, one row per step."""
+        return self.matrices.reshape(len(self.matrices), -1)
+
+    def build(
+        self,
+        builder: Builder,
+        latent: fx.Node,
+        prediction: fx.Node,
+        row: fx.Node,
+        history: Sequence[fx.Node],
+    ) -> tuple[fx.Node, list[fx.Node]]:
+        """Adds one step's nodes; returns the new latent and the new history."""
+        inputs = [latent, prediction, *history]
+        results = [self._row(builder, inputs, row, index) for index in range(1 + self.history)]
+        return results[0], results[1:]
+
+    def _row(
+        self, builder: Builder, inputs: Sequence[fx.Node], row: fx.Node, index: int
+    ) -> fx.Node:
+        """One line of the matrix, without the products that are 0 at every step."""
+        columns = self.matrices[:, index]
+        terms = []
+        for place, tensor in enumerate(inputs):
+            if not np.any(columns[:, place]):
+                continue
+            if np.all(columns[:, place] == 1.0):
+                terms.append(tensor)
+                continue
+            number = builder.call(aten.select.int, row, 0, index * len(inputs) + place)
+            terms.append(builder.call(aten.mul.Tensor, tensor, number))
+        result = terms[0]
+        for term in terms[1:]:
+            result = builder.call(aten.add.Tensor, result, term)
+        return result
+
+
+SolverStep = EulerStep | DataStep | LinearStep
 """A solver for one schedule: its table, and the nodes of one step."""
 
 
@@ -141,6 +197,37 @@ def plain_step(levels: Levels, prediction: Prediction) -> SolverStep:
     return data_step("ddim", levels, prediction, first_order(levels))
 
 
+def stored_step(step: SolverStep, table: NDArray[np.floating]) -> SolverStep:
+    """The solver with the numbers of a stored table, which may have fewer digits."""
+    numbers = np.asarray(table, dtype=np.float64)
+    if isinstance(step, LinearStep):
+        return replace(step, matrices=numbers.reshape(step.matrices.shape))
+    return replace(step, table=numbers)
+
+
+def history_slot(age: int) -> str:
+    """The slot of what a multistep solver kept: the clean estimate of `age` steps ago."""
+    return f"denoised_{age}"
+
+
+class HasSolver(Protocol):
+    """A schedule that brings its own solver."""
+
+    def solver(self, steps: int) -> SolverStep | None:
+        """The solver of a run of `steps` steps; None for the plain one."""
+        ...
+
+
+def captured_step(description: DenoiseLoop, steps: int | None = None) -> SolverStep:
+    """The solver of a captured program: its schedule's own, else the plain one."""
+    steps = description.steps if steps is None else steps
+    if hasattr(description.schedule, "solver"):
+        own = cast(HasSolver, description.schedule).solver(steps)
+        if own is not None:
+            return own
+    return plain_step(description.levels(steps), description.prediction)
+
+
 def constant_error(levels: Levels, prediction: Prediction, step: SolverStep) -> float:
     """How far a table strays when the network always finds the same clean value; largest step.
 
@@ -159,6 +246,11 @@ def constant_error(levels: Levels, prediction: Prediction, step: SolverStep) -> 
         }[prediction]
         if isinstance(step, EulerStep):
             moved = now + step.table[:, 0] * output
+        elif isinstance(step, LinearStep):
+            moved, state = np.empty_like(now), np.zeros(step.history)
+            for index, matrix in enumerate(step.matrices):
+                result = matrix @ np.concatenate([[now[index], output[index]], state])
+                moved[index], state = result[0], result[1:]
         else:
             moved = step.table[:, 0] * now + step.table[:, 1] * output
             # What is kept of each step: the clean estimate, or for flow solvers the velocity.
