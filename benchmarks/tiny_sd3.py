@@ -152,9 +152,7 @@ def best_cache_dit(
     return best[1], best[2]
 
 
-def ours(
-    model: Any, conditioning: dict[str, torch.Tensor], folder: Path
-) -> tuple[Sampler, int]:
+def ours(model: Any, conditioning: dict[str, torch.Tensor], folder: Path) -> tuple[Sampler, int]:
     """The bundle of the optimised model, and its denoiser calls."""
     from optimize import optimize
     from optimize.ir.denoise import DenoiseLoop

@@ -32,7 +32,8 @@ from optimize.ir.axis_rules import infer_axes
 from optimize.ir.builder import Builder, fake_mode_of
 from optimize.ir.graph import Graph
 from optimize.ir.program import Program, denoising_repeat, with_repeat
-from optimize.ir.row_subset import Cache, CannotSubset, RowSubset, token_axis
+from optimize.ir.row_subset import Cache, RowSubset
+from optimize.ir.token_axis import CannotSubset, token_axis
 from optimize.ir.torch_engine import DTYPE_NAMES, TorchEngine
 from optimize.passes.pass_base import Declined, OracleResult, Pass, Rewritten
 from optimize.passes.region_choice import Counts, change_rate, choose, token_scores
@@ -196,9 +197,7 @@ class CacheRegions(Pass):
         denoise, *rest = repeat.bodies["step"]
         assert isinstance(denoise, Call)
         cached = [cache.name for cache in caches]
-        outputs = denoise.outputs | {
-            name: Destination(state=name) for name in (*cached, *state)
-        }
+        outputs = denoise.outputs | {name: Destination(state=name) for name in (*cached, *state)}
         read = {name: Binding(source="state", name=name) for name in state}
         read_caches = {name: Binding(source="state", name=name) for name in cached}
         whole = {"inputs": {**denoise.inputs, **read}, "outputs": outputs}
@@ -212,7 +211,10 @@ class CacheRegions(Pass):
             bodies[f"rows_{count}"] = (denoise.model_copy(update=some), *rest)
         new_repeat = repeat.model_copy(update={"bodies": bodies, "steps": plan.bodies(steps)})
         loop = program.loop.model_copy(
-            update={"slots": (*program.loop.slots, *slots), "body": with_repeat(program, new_repeat)}
+            update={
+                "slots": (*program.loop.slots, *slots),
+                "body": with_repeat(program, new_repeat),
+            }
         )
         sites = tuple(cache.source.name for cache in caches if cache.attention)
         return Rewritten(
@@ -298,7 +300,9 @@ class CacheRegions(Pass):
     ) -> tuple[Builder, dict[str, fx.Node], dict[str, fx.Node]]:
         """A builder with the inputs of the denoiser, and those of the region choice."""
         builder = Builder(fake_mode_of(graph))
-        arguments = {name: builder.input(name, graph.node(name).meta["val"]) for name in graph.inputs}
+        arguments = {
+            name: builder.input(name, graph.node(name).meta["val"]) for name in graph.inputs
+        }
         latent = graph.node("latent").meta["val"]
         counters = builder.fake((latent.shape[0], tokens.hint), torch.float32)
         state = {name: builder.input(name, counters) for name in COUNTERS}
@@ -329,8 +333,10 @@ class CacheRegions(Pass):
 
 def _compute_dtype(program: Program) -> torch.dtype:
     dtypes = {item.dtype for item in program.weights.values() if item.is_floating_point()}
-    return torch.float64 if dtypes == {torch.float64} else (
-        torch.float32 if torch.float32 in dtypes and len(dtypes) == 1 else torch.bfloat16
+    return (
+        torch.float64
+        if dtypes == {torch.float64}
+        else (torch.float32 if torch.float32 in dtypes and len(dtypes) == 1 else torch.bfloat16)
     )
 
 

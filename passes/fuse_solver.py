@@ -58,9 +58,7 @@ class FuseSolver(Pass):
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
-            raise ValueError(
-                f"solver: found {self.solver!r}, expected one of {', '.join(SOLVERS)}"
-            )
+            raise ValueError(f"solver: found {self.solver!r}, expected one of {', '.join(SOLVERS)}")
         highest = HIGHEST_ORDER[self.solver]
         if self.order is not None and not 1 <= self.order <= highest:
             raise ValueError(

@@ -23,7 +23,7 @@ from torch import fx
 
 from optimize.ir.axes import Axes, Axis
 from optimize.ir.builder import Builder
-from optimize.ir.row_subset import CannotSubset
+from optimize.ir.token_axis import CannotSubset
 
 aten = torch.ops.aten
 TINY = 1e-20
@@ -48,7 +48,11 @@ class Counts:
 
 
 def token_scores(
-    builder: Builder, prediction: fx.Node, prediction_axes: list[Axis], axes: Axes, tokens: Axis,
+    builder: Builder,
+    prediction: fx.Node,
+    prediction_axes: list[Axis],
+    axes: Axes,
+    tokens: Axis,
     metric: str,
 ) -> fx.Node:
     """[B, tokens] float32: how strongly the prediction varies within each token.
@@ -174,9 +178,7 @@ def choose(
     if counts.high:
         lowered = builder.call(aten.sub.Tensor, logarithm, weight)
         inactive = either(inactive, mask(excluded(lowered, taken), counts.high))
-    places = builder.call(
-        aten.arange.start_step, counts.tokens, 0, -1, dtype=torch.float32
-    )
+    places = builder.call(aten.arange.start_step, counts.tokens, 0, -1, dtype=torch.float32)
     kept = builder.call(aten.add.Tensor, zeros, places)
     if inactive is not None:
         kept = builder.call(aten.masked_fill.Scalar, kept, inactive, 0.0)

@@ -82,12 +82,17 @@ def with_decoder(
     try:
         with evaluation_mode(decoder):
             traced = trace(
-                decoder, {"latent": example}, (name,), batch, None if varies else False,
+                decoder,
+                {"latent": example},
+                (name,),
+                batch,
+                None if varies else False,
                 LARGEST_BATCH,
             )
     except InputModelError as error:
         return _noted(
-            program, f"{type(vae).__name__} cannot be traced, the program returns latents only: {error}"
+            program,
+            f"{type(vae).__name__} cannot be traced, the program returns latents only: {error}",
         )
     check_finite(traced.weights)
     graph = traced.graph

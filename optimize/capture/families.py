@@ -91,13 +91,21 @@ def _video(config: Any, size: Size) -> tuple[int, ...]:
 
 
 def _plain(
-    module: nn.Module, latent: torch.Tensor, time: torch.Tensor, given: Tensors, constants: Constants
+    module: nn.Module,
+    latent: torch.Tensor,
+    time: torch.Tensor,
+    given: Tensors,
+    constants: Constants,
 ) -> Any:
     return module(hidden_states=latent, timestep=time, **given, return_dict=False)
 
 
 def _pixart(
-    module: nn.Module, latent: torch.Tensor, time: torch.Tensor, given: Tensors, constants: Constants
+    module: nn.Module,
+    latent: torch.Tensor,
+    time: torch.Tensor,
+    given: Tensors,
+    constants: Constants,
 ) -> Any:
     batch = latent.shape[0]
     added = {
@@ -117,14 +125,22 @@ def _pixart_constants(pipeline: Any, size: Size) -> dict[str, Any]:
 
 
 def _flux(
-    module: nn.Module, latent: torch.Tensor, time: torch.Tensor, given: Tensors, constants: Constants
+    module: nn.Module,
+    latent: torch.Tensor,
+    time: torch.Tensor,
+    given: Tensors,
+    constants: Constants,
 ) -> Any:
     text = given["encoder_hidden_states"]
     ids = torch.zeros(text.shape[1], 3, dtype=latent.dtype, device=latent.device)
     image_ids = constants["img_ids"].to(latent.dtype)
     time = time.to(latent.dtype) / 1000
     return module(
-        hidden_states=latent, timestep=time, **given, txt_ids=ids, img_ids=image_ids,
+        hidden_states=latent,
+        timestep=time,
+        **given,
+        txt_ids=ids,
+        img_ids=image_ids,
         return_dict=False,
     )
 
@@ -145,7 +161,11 @@ def _flux_conditioning(config: Any, text: int) -> dict[str, tuple[int, ...]]:
 
 
 def _lumina(
-    module: nn.Module, latent: torch.Tensor, time: torch.Tensor, given: Tensors, constants: Constants
+    module: nn.Module,
+    latent: torch.Tensor,
+    time: torch.Tensor,
+    given: Tensors,
+    constants: Constants,
 ) -> Any:
     (prediction,) = module(
         hidden_states=latent,
@@ -164,7 +184,10 @@ def _lumina_constants(pipeline: Any, size: Size) -> dict[str, Any]:
 
     trained = pipeline.default_image_size
     table = get_2d_rotary_pos_embed_lumina(
-        pipeline.transformer.head_dim, 384, 384, ntk_factor=1.0,
+        pipeline.transformer.head_dim,
+        384,
+        384,
+        ntk_factor=1.0,
         linear_factor=(size.width * size.height / trained**2) ** 0.5,
     )
     patch = pipeline.transformer.config.patch_size
@@ -177,7 +200,11 @@ def _lumina_constants(pipeline: Any, size: Size) -> dict[str, Any]:
 
 
 def _cogvideox(
-    module: nn.Module, latent: torch.Tensor, time: torch.Tensor, given: Tensors, constants: Constants
+    module: nn.Module,
+    latent: torch.Tensor,
+    time: torch.Tensor,
+    given: Tensors,
+    constants: Constants,
 ) -> Any:
     tables = tuple(constants[name] for name in ("cos", "sin") if name in constants) or None
     return module(
@@ -195,12 +222,14 @@ def _cogvideox_constants(pipeline: Any, size: Size) -> dict[str, Any]:
 
 
 def _hunyuan(
-    module: nn.Module, latent: torch.Tensor, time: torch.Tensor, given: Tensors, constants: Constants
+    module: nn.Module,
+    latent: torch.Tensor,
+    time: torch.Tensor,
+    given: Tensors,
+    constants: Constants,
 ) -> Any:
     scaled = {"guidance": given["guidance"] * 1000.0} if "guidance" in given else {}
-    return module(
-        hidden_states=latent, timestep=time, **{**given, **scaled}, return_dict=False
-    )
+    return module(hidden_states=latent, timestep=time, **{**given, **scaled}, return_dict=False)
 
 
 FAMILIES: dict[str, Family] = {
@@ -290,7 +319,10 @@ FAMILIES: dict[str, Family] = {
     "CogVideoXTransformer3DModel": Family(
         pipelines=("CogVideoXPipeline",),
         shape=lambda config, size: (
-            size.latent_frames, config.in_channels, size.rows, size.columns
+            size.latent_frames,
+            config.in_channels,
+            size.rows,
+            size.columns,
         ),
         conditioning=lambda config, text: {"encoder_hidden_states": (text, config.text_embed_dim)},
         call=_cogvideox,

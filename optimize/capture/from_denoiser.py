@@ -178,7 +178,8 @@ class GuidedDenoiser(nn.Module):
     def _mean(self, output: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         """Drops the learned variance: the second half of the one dimension twice too long."""
         longer = [
-            i for i in range(1, latent.ndim)
+            i
+            for i in range(1, latent.ndim)
             if output.ndim == latent.ndim and output.shape[i] == 2 * latent.shape[i]
         ]
         learned = self.loop.learned_variance
@@ -266,7 +267,9 @@ def _program(
         **{name: Binding(source="request", name=name) for name in request},
     }
     body = (
-        Call(graph="denoiser", inputs=inputs, outputs={"prediction": Destination(state="prediction")}),
+        Call(
+            graph="denoiser", inputs=inputs, outputs={"prediction": Destination(state="prediction")}
+        ),
         _solver_call(step),
     )
     return Program(

@@ -206,7 +206,9 @@ def size_of(
             f"frames: found {pixels[2]}, expected one more than a multiple of {time}"
         )
     if not family.video and pixels[2] != 1:
-        raise InputModelError(f"frames: found {pixels[2]}, expected none: the pipeline makes images")
+        raise InputModelError(
+            f"frames: found {pixels[2]}, expected none: the pipeline makes images"
+        )
     if family.null_values and pixels[:2] != list(default[:2]):
         raise InputModelError(
             f"height, width: found {pixels[0]}x{pixels[1]}, expected {default[0]}x{default[1]}: "

@@ -104,7 +104,8 @@ class DiffusersSchedule:
     def solver(self, steps: int) -> SolverStep | None:
         """The scheduler's own steps; None where they are the plain ones of its levels."""
         if self.random or self.scheduler in (
-            "FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler"
+            "FlowMatchEulerDiscreteScheduler",
+            "EulerDiscreteScheduler",
         ):
             return None
         name = self.scheduler.removesuffix("Scheduler")

@@ -101,7 +101,7 @@ def _attention_sites(graph: Any, costs: Any) -> list[dict[str, Any]]:
 def _axes(graph: Any) -> list[dict[str, Any]]:
     """The classes of axes that most nodes carry: name, size, where each is born and dies."""
     from optimize.ir.axis_rules import infer_axes
-    from optimize.ir.row_subset import CannotSubset, token_axis
+    from optimize.ir.token_axis import CannotSubset, token_axis
 
     axes = infer_axes(graph)
     names: dict[int, str] = {}

@@ -15,7 +15,7 @@ Size alone never joins two axes. What is left are classes: batch, tokens, heads,
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import sympy
@@ -151,9 +151,7 @@ class Axes:
     def carrying(self, node: fx.Node, wanted: Axis) -> list[int]:
         """The dimensions of a tensor node that are `wanted` or contain it."""
         return [
-            dimension
-            for dimension, axis in enumerate(self.of(node))
-            if self.contains(axis, wanted)
+            dimension for dimension, axis in enumerate(self.of(node)) if self.contains(axis, wanted)
         ]
 
     # Joining

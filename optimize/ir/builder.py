@@ -126,5 +126,3 @@ def fake_mode_of(graph: Graph) -> FakeTensorMode:
         if isinstance(value, torch._subclasses.FakeTensor):
             return value.fake_mode
     raise ValueError("the graph has no fake tensors")
-
-

@@ -56,7 +56,9 @@ class Graph:
         module = fx.GraphModule(torch.nn.Module(), copy_graph(self.graph))
         return replace(self, module=module)
 
-    def run(self, weights: Mapping[str, torch.Tensor], inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def run(
+        self, weights: Mapping[str, torch.Tensor], inputs: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """Runs the graph in PyTorch, without gradients."""
         arguments = [
             weights[self.weights[name]] if name in self.weights else inputs[name]

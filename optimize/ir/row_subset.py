@@ -23,20 +23,15 @@ import torch
 from torch import fx
 
 from optimize.ir.axes import Axes, Axis, op_name, source_line
-from optimize.ir.axis_rules import mixed_dimensions, slice_bounds
+from optimize.ir.axis_rules import mixed_dimensions
 from optimize.ir.builder import Builder
-from optimize.ir.errors import InputModelError
 from optimize.ir.graph import Graph, Size, tensor_inputs
+from optimize.ir.row_sizes import RowSizes
+from optimize.ir.token_axis import SDPA, CannotSubset, descendants
 from optimize.kernels.gather_rows import schema as _gather_schema  # noqa: F401
 from optimize.kernels.scatter_rows import schema as _scatter_schema  # noqa: F401
 
 aten = torch.ops.aten
-SDPA = aten.scaled_dot_product_attention.default
-SIZED_OPS = ("aten::view", "aten::_unsafe_view", "aten::reshape", "aten::expand")
-
-
-class CannotSubset(InputModelError):
-    """A graph that cannot run on some rows only; the message is the reason, for a pass to report."""
 
 
 @dataclass(frozen=True)
@@ -71,52 +66,6 @@ class Subset:
     updated: dict[str, fx.Node]
 
 
-def token_axis(graph: Graph, axes: Axes) -> Axis:
-    """The axis of the rows that self-attention mixes and that come from the latent.
-
-    Raises:
-        CannotSubset: no self-attention over rows of the latent, or over several kinds of rows.
-    """
-    found: list[Axis] = []
-    for node in graph.graph.nodes:
-        if node.target is not SDPA:
-            continue
-        query, key = (axes.of(cast(fx.Node, node.args[i]))[-2] for i in (0, 1))
-        if axes.find(query) is not axes.find(key):
-            continue
-        for part in axes.parts(query):
-            if part not in found and born_from_latent(graph, axes, part):
-                found.append(part)
-    if not found:
-        raise CannotSubset("found no self-attention over tokens of the latent")
-    if len(found) > 1:
-        sizes = ", ".join(str(axis.extent) for axis in found)
-        raise CannotSubset(f"found {len(found)} token axes of sizes {sizes}, expected one")
-    return found[0]
-
-
-def born_from_latent(graph: Graph, axes: Axes, axis: Axis) -> bool:
-    """Whether some node computed from the latent carries the axis although no input of it does."""
-    for node in descendants(graph.node("latent")):
-        if axes.is_tensor(node) and op_name(node) != "getitem" and axes.carrying(node, axis):
-            sources = [item for item in tensor_inputs(node) if axes.carrying(item, axis)]
-            if not sources:
-                return True
-    return False
-
-
-def descendants(node: fx.Node) -> set[fx.Node]:
-    """A node and everything computed from it."""
-    found = {node}
-    stack = [node]
-    while stack:
-        for user in stack.pop().users:
-            if user not in found:
-                found.add(user)
-                stack.append(user)
-    return found
-
-
 class RowSubset:
     """One rewrite: copies a graph into a builder, on some rows of an axis.
 
@@ -141,7 +90,7 @@ class RowSubset:
         self.graph, self.axes, self.axis = graph, axes, axes.find(axis)
         self.builder = builder
         self.index = index
-        self.rows = int(index.meta["val"].shape[1])
+        self.sizes = RowSizes(axes, self.axis, int(index.meta["val"].shape[1]))
         self.arguments = arguments
         self.from_latent = descendants(graph.node("latent"))
         self.mapping: dict[fx.Node, fx.Node] = {}
@@ -193,7 +142,7 @@ class RowSubset:
             if node in self.from_latent and self._carried(node):
                 self._activate(node)
             return
-        if self._takes_other_parts(node):
+        if self.sizes.takes_other_parts(node):
             self._copy(node, {}, sized=True)
             return
         if not self._row_by_row(node, active):
@@ -208,17 +157,6 @@ class RowSubset:
         }
         self._copy(node, replaced, sized=True)
         self.active.add(node)
-
-    def _takes_other_parts(self, node: fx.Node) -> bool:
-        """Whether a slice takes parts of a composite beside the tokens, such as the text."""
-        if op_name(node) != "aten::slice" or self._carried(node):
-            return False
-        dimension, start, end, step = slice_bounds(node)
-        layout = self.axes.layout(self.axes.of(cast(fx.Node, node.args[0]))[dimension], self.axis)
-        boundaries = [0]
-        for part in layout:
-            boundaries.append(boundaries[-1] + self._fixed(part))
-        return self.axis in layout and step == 1 and start in boundaries and end in boundaries
 
     def _row_by_row(self, node: fx.Node, active: list[fx.Node]) -> bool:
         """Whether each row of the output depends on the same row of the inputs only."""
@@ -305,8 +243,8 @@ class RowSubset:
                         shifted = self.builder.call(aten.add.Tensor, self.index, offset)
                     pieces.append(shifted)
                 else:
-                    pieces.append(self._constant_rows(offset, offset + self._fixed(part)))
-                offset += self._fixed(part)
+                    pieces.append(self._constant_rows(offset, offset + self.sizes.fixed(part)))
+                offset += self.sizes.fixed(part)
             rows = pieces[0]
             if len(pieces) > 1:
                 rows = self.builder.call(aten.cat.default, pieces, 1)
@@ -314,14 +252,6 @@ class RowSubset:
                 rows = self.builder.call(aten.cat.default, [rows] * copies, 0)
             self._indices[key] = rows
         return self._indices[key]
-
-    def _fixed(self, axis: Axis) -> int:
-        if not isinstance(axis.extent, int):
-            raise CannotSubset(
-                f"an axis beside the tokens has size {axis.extent}, expected a fixed one; capture "
-                "with fixed sizes"
-            )
-        return axis.extent
 
     def _constant_rows(self, start: int, end: int) -> fx.Node:
         """[B, end - start] int64: the same rows for each sample."""
@@ -382,7 +312,9 @@ class RowSubset:
         # Query, key and value may be one node; then only the query keeps the wanted rows.
         new_args = list(node.args)
         for position, item in enumerate((query, key, value)):
-            new_args[position] = replaced.get(item, self.mapping[item]) if position else arguments[query]
+            new_args[position] = (
+                replaced.get(item, self.mapping[item]) if position else arguments[query]
+            )
         kwargs = dict(node.kwargs)
         if isinstance(mask, fx.Node):
             if len(new_args) > 3:
@@ -408,58 +340,10 @@ class RowSubset:
         mapping = {item: replaced.get(item, self.mapping[item]) for item in node.all_input_nodes}
         new = self.builder.copy(node, mapping, evaluate=False)
         if sized:
-            self._adjust_sizes(node, new)
+            self.sizes.adjust(node, new)
         if evaluate:
             self.builder._evaluate(new)
         self.mapping[node] = new
-
-    def _adjust_sizes(self, node: fx.Node, new: fx.Node) -> None:
-        """Replaces sizes and bounds written in the arguments that count tokens."""
-        name = op_name(node)
-        if name in SIZED_OPS:
-            sizes = list(cast(Any, new.args[1]))
-            for dimension, axis in enumerate(self.axes.of(node)):
-                if self.axes.contains(axis, self.axis):
-                    sizes[dimension] = self._active_size(axis)
-            new.args = (new.args[0], sizes, *new.args[2:])
-        elif name in ("aten::slice", "aten::slice_scatter"):
-            position = 1 if name == "aten::slice" else 2
-            own = self.axes.of(cast(fx.Node, node.args[0]))
-            dimension, start, end, _ = slice_bounds(node, position)
-            if self.axes.contains(own[dimension], self.axis):
-                bounds = [self._active_bound(own[dimension], bound) for bound in (start, end)]
-                rest = new.args[position + 3 :]
-                new.args = (*new.args[:position], dimension, *bounds, *rest)
-        elif name == "aten::split_with_sizes":
-            dimension = cast(int, node.args[2]) if len(node.args) > 2 else 0
-            groups = [self.axes.of_item(node, i) for i in range(len(node.meta["val"]))]
-            sizes = [self._active_size(group[dimension]) for group in groups]
-            new.args = (new.args[0], sizes, *new.args[2:])
-        elif name == "aten::split":
-            self._check_untouched(node, cast(int, node.args[2]) if len(node.args) > 2 else 0)
-
-    def _check_untouched(self, node: fx.Node, dimension: int) -> None:
-        own = self.axes.of(cast(fx.Node, node.args[0]))
-        if self.axes.contains(own[dimension], self.axis):
-            raise CannotSubset(f"node {node.name} ({source_line(node)}) splits the tokens evenly")
-
-    def _active_size(self, axis: Axis) -> int:
-        return sum(
-            self.rows if part is self.axis else self._fixed(part)
-            for part in self.axes.layout(axis, self.axis)
-        )
-
-    def _active_bound(self, axis: Axis, bound: Size) -> int:
-        """Where a boundary between parts lies once the token part has fewer rows."""
-        before = after = 0
-        for part in self.axes.layout(axis, self.axis):
-            if before == bound:
-                return after
-            before += self._fixed(part)
-            after += self.rows if part is self.axis else self._fixed(part)
-        if before == bound:
-            return after
-        raise CannotSubset(f"a slice cuts the tokens at {bound}, expected a boundary of parts")
 
 
 def _dtype(node: fx.Node) -> torch.dtype:

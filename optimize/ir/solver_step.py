@@ -172,7 +172,10 @@ def conversion(levels: Levels, prediction: Prediction) -> NDArray[np.float64]:
     one, zero = np.ones_like(alpha), np.zeros_like(alpha)
     columns = {
         "flow": (one, -sigma),
-        "epsilon": (1.0 / np.where(alpha > 0, alpha, 1.0), -sigma / np.where(alpha > 0, alpha, 1.0)),
+        "epsilon": (
+            1.0 / np.where(alpha > 0, alpha, 1.0),
+            -sigma / np.where(alpha > 0, alpha, 1.0),
+        ),
         "v": (alpha, -sigma),
         "denoised": (zero, one),
     }

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from optimize.ir.errors import QualityError
+
 Array = npt.NDArray[np.float64]
 
 DEFAULT_CONFIDENCE = 0.95

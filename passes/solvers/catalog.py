@@ -10,7 +10,6 @@ from optimize.passes.solvers.dpm_solver_pp import dpm_solver_pp
 from optimize.passes.solvers.euler import euler
 
 
-
 def multistep(levels: Levels, prediction: Prediction, order: int) -> SolverStep:
     """The multistep solver that suits the model: in sigma for flow, in log-SNR for the others."""
     solver = adams_bashforth if prediction == "flow" else dpm_solver_pp
@@ -27,5 +26,12 @@ SOLVERS: dict[str, Callable[[Levels, Prediction, int], SolverStep]] = {
 }
 """Recipe name → (levels, prediction, order) → solver. "same" is the captured program's own."""
 
-HIGHEST_ORDER = {"same": 1, "euler": 1, "ddim": 1, "dpm_solver_pp": 3, "adams_bashforth": 3, "multistep": 3}
+HIGHEST_ORDER = {
+    "same": 1,
+    "euler": 1,
+    "ddim": 1,
+    "dpm_solver_pp": 3,
+    "adams_bashforth": 3,
+    "multistep": 3,
+}
 """Recipe name → the highest order it has."""

@@ -64,8 +64,14 @@ def dit() -> Example:
     from diffusers import DiTTransformer2DModel
 
     module = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2,
-        sample_size=8, patch_size=2, num_embeds_ada_norm=10,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=10,
     )
     inputs = {
         "hidden_states": torch.randn(BATCH, 4, 8, 8),
@@ -80,8 +86,15 @@ def pixart() -> Example:
     from diffusers import PixArtTransformer2DModel
 
     module = PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2,
-        sample_size=8, patch_size=2, caption_channels=12, cross_attention_dim=16,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        caption_channels=12,
+        cross_attention_dim=16,
         use_additional_conditions=False,
     )
     mask = torch.ones(BATCH, TEXT)
@@ -101,9 +114,17 @@ def sd3() -> Example:
     from diffusers import SD3Transformer2DModel
 
     module = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=8,
-        num_attention_heads=2, joint_attention_dim=12, caption_projection_dim=16,
-        pooled_projection_dim=10, out_channels=4, pos_embed_max_size=12,
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        caption_projection_dim=16,
+        pooled_projection_dim=10,
+        out_channels=4,
+        pos_embed_max_size=12,
     )
     inputs = {
         "hidden_states": torch.randn(BATCH, 4, 8, 12),
@@ -119,9 +140,16 @@ def flux() -> Example:
     from diffusers import FluxTransformer2DModel
 
     module = FluxTransformer2DModel(
-        patch_size=1, in_channels=4, num_layers=1, num_single_layers=2, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=12, pooled_projection_dim=10,
-        axes_dims_rope=(4, 4, 8), guidance_embeds=True,
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=10,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=True,
     )
     inputs = {
         "hidden_states": torch.randn(BATCH, 24, 4),
@@ -141,9 +169,19 @@ def lumina() -> Example:
     from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 
     module = LuminaNextDiT2DModel(
-        sample_size=8, patch_size=2, in_channels=4, hidden_size=32, num_layers=2,
-        num_attention_heads=2, num_kv_heads=1, multiple_of=8, ffn_dim_multiplier=None,
-        norm_eps=1e-5, learn_sigma=True, qk_norm=True, cross_attention_dim=12,
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=32,
+        num_layers=2,
+        num_attention_heads=2,
+        num_kv_heads=1,
+        multiple_of=8,
+        ffn_dim_multiplier=None,
+        norm_eps=1e-5,
+        learn_sigma=True,
+        qk_norm=True,
+        cross_attention_dim=12,
     )
     inputs = {
         "hidden_states": torch.randn(BATCH, 4, 8, 12),
@@ -161,9 +199,18 @@ def wan() -> Example:
     from diffusers import WanTransformer3DModel
 
     module = WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4,
-        out_channels=4, text_dim=12, freq_dim=16, ffn_dim=32, num_layers=2, cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=12,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
     )
     inputs = {
         "hidden_states": _video(),
@@ -178,9 +225,19 @@ def cogvideox() -> Example:
     from diffusers import CogVideoXTransformer3DModel
 
     module = CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
-        time_embed_dim=4, text_embed_dim=12, num_layers=2, sample_width=12, sample_height=8,
-        sample_frames=5, patch_size=2, temporal_compression_ratio=4, max_text_seq_length=TEXT,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=4,
+        text_embed_dim=12,
+        num_layers=2,
+        sample_width=12,
+        sample_height=8,
+        sample_frames=5,
+        patch_size=2,
+        temporal_compression_ratio=4,
+        max_text_seq_length=TEXT,
         use_rotary_positional_embeddings=True,
     )
     inputs = {
@@ -197,9 +254,19 @@ def hunyuanvideo() -> Example:
     from diffusers import HunyuanVideoTransformer3DModel
 
     module = HunyuanVideoTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1,
-        num_single_layers=2, num_refiner_layers=1, patch_size=2, patch_size_t=1,
-        guidance_embeds=True, text_embed_dim=12, pooled_projection_dim=10, rope_axes_dim=(4, 4, 8),
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        patch_size=2,
+        patch_size_t=1,
+        guidance_embeds=True,
+        text_embed_dim=12,
+        pooled_projection_dim=10,
+        rope_axes_dim=(4, 4, 8),
     )
     mask = torch.ones(BATCH, TEXT)
     mask[1, 4:] = 0

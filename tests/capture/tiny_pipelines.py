@@ -64,8 +64,14 @@ def mask(*lengths: int) -> torch.Tensor:
 
 def dit() -> Case:
     transformer = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1,
-        sample_size=8, patch_size=2, num_embeds_ada_norm=1000,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=1000,
     )
     pipeline = diffusers.DiTPipeline(
         transformer=random_weights(transformer),
@@ -76,7 +82,10 @@ def dit() -> Case:
     generator = torch.Generator().manual_seed(7)
     latent = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     return Case(
-        pipeline, latent, {}, {"class_labels": torch.tensor([3, 5])},
+        pipeline,
+        latent,
+        {},
+        {"class_labels": torch.tensor([3, 5])},
         {"class_labels": [3, 5], "generator": generator},
     )
 
@@ -100,9 +109,14 @@ def pixart() -> Case:
             "negative_encoder_attention_mask": other_seen,
         },
         {
-            "height": 16, "width": 24, "prompt_embeds": text, "negative_prompt_embeds": other,
-            "prompt_attention_mask": seen, "negative_prompt_attention_mask": other_seen,
-            "use_resolution_binning": False, "negative_prompt": None,
+            "height": 16,
+            "width": 24,
+            "prompt_embeds": text,
+            "negative_prompt_embeds": other,
+            "prompt_attention_mask": seen,
+            "negative_prompt_attention_mask": other_seen,
+            "use_resolution_binning": False,
+            "negative_prompt": None,
         },
     )
 
@@ -112,7 +126,9 @@ def sd3() -> Case:
         transformer=example("sd3").module,
         vae=image_vae(shift_factor=0.1),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        **NO_TEXT, **NO_SECOND, **NO_THIRD,
+        **NO_TEXT,
+        **NO_SECOND,
+        **NO_THIRD,
     )
     text, other = embeddings(), embeddings()
     pooled, other_pooled = torch.randn(2, 10), torch.randn(2, 10)
@@ -127,23 +143,35 @@ def sd3() -> Case:
             "negative_pooled_projections": other_pooled,
         },
         {
-            "height": 16, "width": 24, "prompt_embeds": text, "negative_prompt_embeds": other,
-            "pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": other_pooled,
+            "height": 16,
+            "width": 24,
+            "prompt_embeds": text,
+            "negative_prompt_embeds": other,
+            "pooled_prompt_embeds": pooled,
+            "negative_pooled_prompt_embeds": other_pooled,
         },
     )
 
 
 def flux() -> Case:
     transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=12, pooled_projection_dim=10,
-        axes_dims_rope=(4, 4, 8), guidance_embeds=True,
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=10,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=True,
     )
     pipeline = diffusers.FluxPipeline(
         transformer=random_weights(transformer),
         vae=image_vae(shift_factor=0.2),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        **NO_TEXT, **NO_SECOND,
+        **NO_TEXT,
+        **NO_SECOND,
     )
     text, pooled = embeddings(), torch.randn(2, 10)
     return Case(
@@ -174,17 +202,27 @@ def lumina() -> Case:
             "negative_encoder_mask": other_seen,
         },
         {
-            "height": 64, "width": 96, "prompt_embeds": text, "negative_prompt_embeds": other,
-            "prompt_attention_mask": seen, "negative_prompt_attention_mask": other_seen,
+            "height": 64,
+            "width": 96,
+            "prompt_embeds": text,
+            "negative_prompt_embeds": other,
+            "prompt_attention_mask": seen,
+            "negative_prompt_attention_mask": other_seen,
         },
     )
 
 
 def wan() -> Case:
     vae = diffusers.AutoencoderKLWan(
-        base_dim=3, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True],
-        scale_factor_temporal=2, scale_factor_spatial=2,
-        latents_mean=[0.1, 0.2, -0.3, 0.4], latents_std=[0.5, 1.0, 2.0, 1.5],
+        base_dim=3,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        scale_factor_temporal=2,
+        scale_factor_spatial=2,
+        latents_mean=[0.1, 0.2, -0.3, 0.4],
+        latents_std=[0.5, 1.0, 2.0, 1.5],
     )
     scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
@@ -197,9 +235,15 @@ def wan() -> Case:
 
 def cogvideox() -> Case:
     vae = diffusers.AutoencoderKLCogVideoX(
-        in_channels=3, out_channels=3, block_out_channels=(8, 8),
-        down_block_types=("CogVideoXDownBlock3D",) * 2, up_block_types=("CogVideoXUpBlock3D",) * 2,
-        latent_channels=4, layers_per_block=1, norm_num_groups=2, temporal_compression_ratio=2,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 8),
+        down_block_types=("CogVideoXDownBlock3D",) * 2,
+        up_block_types=("CogVideoXUpBlock3D",) * 2,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        temporal_compression_ratio=2,
     )
     scheduler = diffusers.CogVideoXDDIMScheduler(
         prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
@@ -218,8 +262,11 @@ def _video_case(pipeline: Any, latent: torch.Tensor, sizes: dict[str, int]) -> C
         {"height": 16, "width": 32, "frames": 3, **sizes},
         {"encoder_hidden_states": text, "negative_encoder_hidden_states": other},
         {
-            "height": 16, "width": 32, "num_frames": 3,
-            "prompt_embeds": text, "negative_prompt_embeds": other,
+            "height": 16,
+            "width": 32,
+            "num_frames": 3,
+            "prompt_embeds": text,
+            "negative_prompt_embeds": other,
         },
         ("latent", "video"),
     )
@@ -227,14 +274,20 @@ def _video_case(pipeline: Any, latent: torch.Tensor, sizes: dict[str, int]) -> C
 
 def hunyuanvideo() -> Case:
     vae = diffusers.AutoencoderKLHunyuanVideo(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1, norm_num_groups=4, scaling_factor=0.5,
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=0.5,
     )
     pipeline = diffusers.HunyuanVideoPipeline(
         transformer=example("hunyuanvideo").module,
         vae=vae.eval(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
-        **NO_TEXT, **NO_SECOND,
+        **NO_TEXT,
+        **NO_SECOND,
     )
     text, pooled, seen = embeddings(), torch.randn(2, 10), mask(7, 5)
     return Case(
@@ -247,8 +300,12 @@ def hunyuanvideo() -> Case:
             "encoder_attention_mask": seen,
         },
         {
-            "height": 32, "width": 48, "num_frames": 1, "prompt_embeds": text,
-            "pooled_prompt_embeds": pooled, "prompt_attention_mask": seen,
+            "height": 32,
+            "width": 48,
+            "num_frames": 1,
+            "prompt_embeds": text,
+            "pooled_prompt_embeds": pooled,
+            "prompt_attention_mask": seen,
         },
         ("latent", "video"),
     )

@@ -6,7 +6,8 @@ import torch
 from optimize.ir.axis_rules import infer_axes
 from optimize.ir.builder import Builder, fake_mode_of
 from optimize.ir.graph import Graph
-from optimize.ir.row_subset import CannotSubset, RowSubset, Subset, token_axis
+from optimize.ir.row_subset import RowSubset, Subset
+from optimize.ir.token_axis import CannotSubset, token_axis
 
 
 def on_rows(graph: Graph, count: int) -> tuple[Graph, Subset]:

@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from optimize.ir.axis_rules import infer_axes
 from optimize.ir.builder import Builder, fake_mode_of
-from optimize.ir.row_subset import token_axis
+from optimize.ir.token_axis import token_axis
 from optimize.passes.region_choice import Counts, choose, token_scores
 
 TOKENS, STEPS = 256, 28

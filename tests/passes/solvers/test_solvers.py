@@ -83,9 +83,7 @@ def test_third_order_rows_are_exact_on_quadratics(factor):
     alpha = 1 / np.sqrt(1 + np.exp(-2 * half))
     sigma = np.exp(-half) * alpha
     levels = Levels(alpha, sigma, half[:-1])
-    step = dpm_solver_pp(
-        levels, "denoised", 3, lower_order_final=False, third_order_factor=factor
-    )
+    step = dpm_solver_pp(levels, "denoised", 3, lower_order_final=False, third_order_factor=factor)
     row = step.table[2]
 
     def estimate(x):

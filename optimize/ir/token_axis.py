@@ -1,0 +1,62 @@
+"""Which axis of a denoiser counts its tokens."""
+
+from typing import cast
+
+import torch
+from torch import fx
+
+from optimize.ir.axes import Axes, Axis, op_name
+from optimize.ir.errors import InputModelError
+from optimize.ir.graph import Graph, tensor_inputs
+
+SDPA = torch.ops.aten.scaled_dot_product_attention.default
+
+
+class CannotSubset(InputModelError):
+    """A graph that cannot run on some rows only; the message is the reason, for a pass to report."""
+
+
+def token_axis(graph: Graph, axes: Axes) -> Axis:
+    """The axis of the rows that self-attention mixes and that come from the latent.
+
+    Raises:
+        CannotSubset: no self-attention over rows of the latent, or over several kinds of rows.
+    """
+    found: list[Axis] = []
+    for node in graph.graph.nodes:
+        if node.target is not SDPA:
+            continue
+        query, key = (axes.of(cast(fx.Node, node.args[i]))[-2] for i in (0, 1))
+        if axes.find(query) is not axes.find(key):
+            continue
+        for part in axes.parts(query):
+            if part not in found and born_from_latent(graph, axes, part):
+                found.append(part)
+    if not found:
+        raise CannotSubset("found no self-attention over tokens of the latent")
+    if len(found) > 1:
+        sizes = ", ".join(str(axis.extent) for axis in found)
+        raise CannotSubset(f"found {len(found)} token axes of sizes {sizes}, expected one")
+    return found[0]
+
+
+def born_from_latent(graph: Graph, axes: Axes, axis: Axis) -> bool:
+    """Whether some node computed from the latent carries the axis although no input of it does."""
+    for node in descendants(graph.node("latent")):
+        if axes.is_tensor(node) and op_name(node) != "getitem" and axes.carrying(node, axis):
+            sources = [item for item in tensor_inputs(node) if axes.carrying(item, axis)]
+            if not sources:
+                return True
+    return False
+
+
+def descendants(node: fx.Node) -> set[fx.Node]:
+    """A node and everything computed from it."""
+    found = {node}
+    stack = [node]
+    while stack:
+        for user in stack.pop().users:
+            if user not in found:
+                found.add(user)
+                stack.append(user)
+    return found
