@@ -1,7 +1,7 @@
 """Recomputes only part of a denoiser's tokens at most steps; the rest comes from caches.
 
-    step 0..3     prediction = denoiser(latent, …)                     all N tokens, fills the caches
-    step 4..      rows = choose(score, drops, age)                     keep_ratio * N tokens
+    step 0..3     prediction = denoiser(latent, …)                     all tokens; fills the caches
+    step 4..      rows = choose(score, drops, age)                     keep_ratio of the tokens
                   prediction = denoiser_rows(latent, rows, caches, …)  fresh rows over cached ones
 
 Keys and values of every self-attention site and the prediction itself are cached, so fresh tokens
@@ -10,11 +10,11 @@ graph; guidance halves share it; samples of a batch choose their own.
 
 Changes: the denoiser graph gains a variant on some rows; caches and counters become loop state.
 Declines when: the loop is already fused; the graph has no self-attention over tokens of the latent;
-    the number of tokens is not fixed; no step would recompute less than everything; `max_age` cannot
-    be held with so few rows.
+    the number of tokens is not fixed; no step would recompute less than everything; `max_age`
+    cannot be held with so few rows.
 Numerics: approximate; exact at `keep_ratio` 1.
-Source: Liu et al. (2025), Region-Adaptive Sampling for Diffusion Transformers, section 3; the sign of
-    the starvation term is corrected, and the longest wait of a token is bounded.
+Source: Liu et al. (2025), Region-Adaptive Sampling for Diffusion Transformers, section 3; the sign
+    of the starvation term is corrected, and the longest wait of a token is bounded.
 """
 
 import math

@@ -4,7 +4,8 @@
     latent = solver(latent, prediction, row)    ───▶        latent, history, timestep, …, row)
 
 The loop then makes one engine call per step and no intermediate tensor leaves the engine. With
-another solver or step count the noise levels and the coefficient table are computed anew, in float64.
+another solver or step count the noise levels and the coefficient table are computed anew, in
+float64.
 
 Changes: "denoiser" graphs become "step" graphs; the table "coefficients"; earlier clean estimates
     become loop state for multistep solvers.
@@ -76,10 +77,11 @@ class FuseSolver(Pass):
             return "the program has no denoising loop"
         if "solver" not in program.graphs:
             return "the solver is already fused"
-        if self.solver in ("euler", "adams_bashforth") and program.description.prediction != "flow":
+        predicts = program.description.prediction
+        if self.solver in ("euler", "adams_bashforth") and predicts != "flow":
             return (
-                f"{self.solver} needs a flow model, this one predicts {program.description.prediction!r}; "
-                "use solver ddim or dpm_solver_pp"
+                f"{self.solver} needs a flow model, this one predicts {predicts!r}; use "
+                "solver ddim or dpm_solver_pp"
             )
         return None
 
@@ -109,8 +111,8 @@ class FuseSolver(Pass):
         missing = sorted(set(chosen) - set(bodies))
         if missing:
             raise Declined(
-                f"{steps} steps need the loop bodies {missing}, which cache_regions did not make for "
-                f"{len(repeat.steps)} steps; capture with steps={steps}"
+                f"{steps} steps need the loop bodies {missing}, which cache_regions did not make "
+                f"for {len(repeat.steps)} steps; capture with steps={steps}"
             )
         used = set(chosen)
         bodies = {name: body for name, body in bodies.items() if name in used}

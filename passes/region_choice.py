@@ -1,16 +1,18 @@
 """Which tokens a step recomputes: the region choice of `cache_regions`, as graph nodes.
 
-Everything here is nodes of the step graph, so each engine makes the same choice. Per token there are
-a score, how often it was dropped, and its age (steps since it was recomputed). In the order they are
+Everything here is nodes of the step graph, so each engine makes the same choice. Per token there
+are a score, how often it was dropped, and its age (steps since it was recomputed). In the order
+they are
 taken:
 
 1. the oldest ceil(N / max_age) tokens are recomputed, so that none waits longer than `max_age`;
 2. of the rest, the lowest scores are dropped, raised by `weight`;
 3. of the rest, the highest scores are dropped, lowered by `weight`.
 
-The weight grows with the drops of a token, so both lists push a token that was dropped often towards
-being recomputed. (The published code raises both, which makes the tokens of the second list starve.)
-With metric "change" the score is how fast a token's prediction changed per step when it was last
+The weight grows with the drops of a token, so both lists push a token that was dropped often
+towards being recomputed. (The published code raises both, which makes the tokens of the second list
+starve.) With metric "change" the score is how fast a token's prediction changed per step when it
+was last
 recomputed, and the weight the logarithm of the steps it would be out of date by: the product is the
 expected error of leaving it alone.
 """

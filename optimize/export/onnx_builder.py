@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import sympy  # type: ignore[import-untyped]
+import sympy
 import torch
 
 from optimize.ir.errors import UnsupportedOpError

@@ -2,8 +2,8 @@
 
 Every (node, dimension) gets an `Axis`, an element of a union-find. The rule of each op
 (`optimize.ir.axis_rules`) joins the elements that are the same axis: elementwise ops join equal
-dimensions, `linear` joins all but the last, attention joins query rows with output rows and key rows
-with value rows. Two kinds of axis have an inside:
+dimensions, `linear` joins all but the last, attention joins query rows with output rows and key
+rows with value rows. Two kinds of axis have an inside:
 
 - a *composite* has parts, in order: `cat` makes one, `slice` on a boundary gives the part back.
   Joint text-image attention runs over the composite [text, image];

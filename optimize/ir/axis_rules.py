@@ -1,7 +1,8 @@
 """How each op joins axes: one rule per op, found by name; `infer_axes` applies them.
 
 A rule takes the axes known so far and a node, and returns the node's axes. To add an op, write its
-rule in `axis_rules_layout` or `axis_rules_compute` (or put its name in a list) and a row in `tests/ir/test_axis_rules.py`.
+rule in `axis_rules_layout` or `axis_rules_compute` (or put its name in a list) and a row in
+`tests/ir/test_axis_rules.py`.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from optimize.ir.node_arguments import dimension_of, short_name
 
 ELEMENTWISE = """
     abs add sub rsub mul div pow neg exp log sqrt rsqrt reciprocal sin cos tanh sigmoid relu silu
-    gelu erf floor ceil round clamp clamp_min clamp_max maximum minimum where masked_fill copy clone alias
-    to _to_copy type_as contiguous detach lift_fresh_copy dropout leaky_relu elu softplus hardswish
+    gelu erf floor ceil round clamp clamp_min clamp_max maximum minimum where masked_fill copy clone
+    alias to _to_copy type_as contiguous detach lift_fresh_copy dropout leaky_relu elu softplus hardswish
     mish sign square logical_not logical_and logical_or bitwise_and bitwise_not bitwise_or __and__
     __or__ eq ne lt le gt ge fill fill_ zeros_like ones_like empty_like full_like isnan isinf fmod
     remainder floor_divide atan2 expm1 log1p log2 exp2 lerp addcmul addcdiv conj_physical real imag

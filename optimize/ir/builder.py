@@ -1,4 +1,4 @@
-"""Adds nodes to a graph while keeping shapes: each new node is run on fake tensors as it is made."""
+"""Adds nodes to a graph while keeping shapes: each is run on fake tensors as it is made."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

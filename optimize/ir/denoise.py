@@ -1,7 +1,8 @@
 """What a user says about a denoising loop, and the noise schedule it follows.
 
 A latent at noise level i is `alpha[i] * clean + sigma[i] * noise`. Flow models have
-alpha = 1 - sigma; variance-preserving ones alpha = sqrt(1 - sigma**2). All numbers here are float64.
+alpha = 1 - sigma; variance-preserving ones alpha = sqrt(1 - sigma**2). All numbers here are
+float64.
 """
 
 import math

@@ -1,8 +1,8 @@
 """The update of a solver as graph nodes: a row of numbers per step and one expression.
 
 Two expressions cover the explicit solvers. `EulerStep` moves along the flow; `DataStep` is the
-general linear multistep update in the clean estimate ("data") form, and `LinearStep` any update that
-is linear, such as a library's own:
+general linear multistep update in the clean estimate ("data") form, and `LinearStep` any update
+that is linear, such as a library's own:
 
     latent'  = a * latent + b * prediction + c1 * denoised[-1] + c2 * denoised[-2]
     denoised = d * latent + e * prediction                          (kept for the next steps)
@@ -57,7 +57,7 @@ class EulerStep:
 
 @dataclass(frozen=True)
 class DataStep:
-    """The linear multistep update; columns: a, b, c1 … c_history, and d, e if there is a history."""
+    """The linear multistep update; columns: a, b, c1 … c_history, and with a history d, e."""
 
     name: str
     table: NDArray[np.float64]

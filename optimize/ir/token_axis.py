@@ -13,7 +13,7 @@ SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
 class CannotSubset(InputModelError):
-    """A graph that cannot run on some rows only; the message is the reason, for a pass to report."""
+    """A graph that cannot run on some rows only; the message is the reason a pass reports."""
 
 
 def token_axis(graph: Graph, axes: Axes) -> Axis:

@@ -10,13 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from optimize.measure.quality import (
-    DEFAULT_CONFIDENCE,
-    Array,
-    Interval,
-    QualityError,
-    bootstrap_interval,
-)
+from optimize.ir.errors import QualityError
+from optimize.measure.quality import DEFAULT_CONFIDENCE, Array, Interval, bootstrap_interval
 
 
 def frechet_distance(features_a: npt.ArrayLike, features_b: npt.ArrayLike) -> float:

@@ -1,13 +1,13 @@
 """Adams-Bashforth steps along the flow: Euler with the velocity extrapolated from earlier ones.
 
-Flow models are trained so that paths are nearly straight in sigma: their velocity changes slowly and
-evenly there, which suits a polynomial in sigma better than one in log-SNR.
+Flow models are trained so that paths are nearly straight in sigma: their velocity changes slowly
+and evenly there, which suits a polynomial in sigma better than one in log-SNR.
 
     latent' = latent + w0 velocity + w1 velocity[-1] + w2 velocity[-2]
 
 with the weights that integrate the polynomial through the last velocities over the step.
-Source: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section III.5, for
-    uneven steps.
+Source: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section III.5,
+    for uneven steps.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Every solver by its recipe name. To add one: a file that returns a `SolverStep`, and a line here."""
+"""Every solver by its recipe name. To add one: a file that makes a `SolverStep`, a line here."""
 
 from collections.abc import Callable
 

@@ -7,8 +7,8 @@ clean estimates (newest first):
     A = (m0 - m1)/r0,  B = (m1 - m2)/r1
     D1 = A + r0/(r0 + r1) (A - B),  D2 = 2 (A - B)/(r0 + r1)
 
-The published third-order formula has half of D2, which leaves it second order; the Taylor term needs
-the factor 2.
+The published third-order formula has half of D2, which leaves it second order; the Taylor term
+needs the factor 2.
 Source: Lu et al. (2022), DPM-Solver++, algorithm 2 and appendix B; D2 corrected.
 """
 

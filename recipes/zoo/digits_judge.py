@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from optimize.ir.errors import QualityError
 from optimize.measure.frechet import (
     PrincipalComponents,
     frechet_distance,
     frechet_with_interval,
 )
-from optimize.measure.quality import Interval, QualityError
+from optimize.measure.quality import Interval
 from optimize.recipes.zoo.digits_data import CLASS_COUNT, DigitsData, flatten_images
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from optimize.measure.frechet import (
     frechet_distance,
     frechet_with_interval,
 )
-from optimize.measure.quality import QualityError
+from optimize.ir.errors import QualityError
 
 Array = npt.NDArray[np.float64]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from optimize.ir.errors import QualityError
 from optimize.measure.quality import (
     Array,
     Interval,
-    QualityError,
     bootstrap_interval,
     cosine,
     psnr,

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from optimize.measure.quality import QualityError
+from optimize.ir.errors import QualityError
 from optimize.measure.timing import compare, interleaved_seconds
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from optimize.measure.quality import QualityError
+from optimize.ir.errors import QualityError
 from optimize.recipes.zoo.digits_data import (
     NULL_LABEL,
     DigitsData,
