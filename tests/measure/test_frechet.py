@@ -9,12 +9,12 @@ import numpy.typing as npt
 import pytest
 from scipy.linalg import sqrtm  # type: ignore[import-untyped]
 
+from optimize.ir.errors import QualityError
 from optimize.measure.frechet import (
     PrincipalComponents,
     frechet_distance,
     frechet_with_interval,
 )
-from optimize.ir.errors import QualityError
 
 Array = npt.NDArray[np.float64]
 
