@@ -22,7 +22,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 STEPS = 28
-OURS = {"fuse_solver": {"solver": "multistep", "steps": 12}}
+OURS = {"fuse_solver": {"solver": "multistep", "steps": 14}}
 SETTINGS = [
     {"threshold": threshold, "warmup": warmup, "taylorseer": taylorseer}
     for taylorseer in (False, True)

@@ -68,6 +68,7 @@ def save_sheet(images: torch.Tensor, path: Path) -> None:
 
 
 def main() -> None:
+    """Prints the tables of the model card."""
     parser = argparse.ArgumentParser(description="Measures the digits DiT.")
     parser.add_argument("--shift", type=float, default=1.0, help="of the sigma schedule")
     parser.add_argument("--sheet", type=Path, help="where to save a picture of samples")

@@ -213,6 +213,7 @@ def write_result(
 
 
 def main() -> None:
+    """Trains with the options of the command line."""
     parser = argparse.ArgumentParser(description="Trains the digits DiT on one CPU core.")
     defaults = TrainingOptions()
     for name in ("steps", "batch_size", "seed", "check_every"):
