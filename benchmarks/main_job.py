@@ -229,9 +229,10 @@ def session_memory() -> Figures:
     program = capture(model, inputs, loop=DenoiseLoop(prediction="epsilon", steps=4))
     program = run_passes(program, [CacheRegions(0.5, warmup=2), FuseSolver()], verify=False)
     script = (
-        "import resource, sys\nfrom optimize.runtime import load\nimport numpy as np\n"
+        "import re, sys\nfrom optimize.runtime import load\nimport numpy as np\n"
         "session = load(sys.argv[1], threads=1)\nsession(seed=0, class_labels=np.array([1]))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+        # Not `ru_maxrss`, which a new process inherits from the one that started it.
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024)"
     )
     with tempfile.TemporaryDirectory() as folder:
         bundle = export_bundle(program, f"{folder}/bundle")
