@@ -212,7 +212,10 @@ class CacheRegions(Pass):
             bodies[f"rows_{count}"] = (denoise.model_copy(update=some), *rest)
         new_repeat = repeat.model_copy(update={"bodies": bodies, "steps": plan.bodies(steps)})
         loop = program.loop.model_copy(
-            update={"slots": (*program.loop.slots, *slots), "body": with_repeat(program, new_repeat)}
+            update={
+                "slots": (*program.loop.slots, *slots),
+                "body": with_repeat(program, new_repeat),
+            }
         )
         sites = tuple(cache.source.name for cache in caches if cache.attention)
         return Rewritten(

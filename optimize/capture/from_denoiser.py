@@ -266,7 +266,11 @@ def _program(
         **{name: Binding(source="request", name=name) for name in request},
     }
     body = (
-        Call(graph="denoiser", inputs=inputs, outputs={"prediction": Destination(state="prediction")}),
+        Call(
+            graph="denoiser",
+            inputs=inputs,
+            outputs={"prediction": Destination(state="prediction")},
+        ),
         _solver_call(step),
     )
     return Program(

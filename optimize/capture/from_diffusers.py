@@ -18,14 +18,14 @@ import torch
 from torch import nn
 
 from optimize.capture.decoder import with_decoder
-from optimize.capture.families import Family, Size, family_of
+from optimize.capture.families import Family, family_of
 from optimize.capture.from_denoiser import capture
 from optimize.capture.scheduler import DiffusersSchedule, schedule_of
+from optimize.capture.transformer_calls import Size
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError
 from optimize.ir.program import Program
 from optimize.runtime.errors import ResourceError
-from optimize.runtime.loop import Input
 
 
 def capture_pipeline(
@@ -154,8 +154,8 @@ def load_pipeline(source: str | os.PathLike[str]) -> Any:
         )
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise InputModelError(
-            f"model {text}: found a folder without model_index.json, expected a diffusers pipeline; "
-            "save it with pipeline.save_pretrained(folder)"
+            f"model {text}: found a folder without model_index.json, expected a diffusers "
+            "pipeline; save it with pipeline.save_pretrained(folder)"
         )
     try:
         from diffusers import DiffusionPipeline
@@ -198,15 +198,17 @@ def size_of(
     for name, found in zip(("height", "width"), pixels[:2], strict=True):
         if found <= 0 or found % (space * patch):
             raise InputModelError(
-                f"{name}: found {found}, expected a multiple of {space * patch} (VAE scale {space}, "
-                f"patch {patch})"
+                f"{name}: found {found}, expected a multiple of {space * patch} (VAE scale "
+                f"{space}, patch {patch})"
             )
     if family.video and (pixels[2] <= 0 or (pixels[2] - 1) % time):
         raise InputModelError(
             f"frames: found {pixels[2]}, expected one more than a multiple of {time}"
         )
     if not family.video and pixels[2] != 1:
-        raise InputModelError(f"frames: found {pixels[2]}, expected none: the pipeline makes images")
+        raise InputModelError(
+            f"frames: found {pixels[2]}, expected none: the pipeline makes images"
+        )
     if family.null_values and pixels[:2] != list(default[:2]):
         raise InputModelError(
             f"height, width: found {pixels[0]}x{pixels[1]}, expected {default[0]}x{default[1]}: "
@@ -216,7 +218,8 @@ def size_of(
     group = getattr(config, "patch_size_t", None)
     if family.frames_first and group:
         latent_frames += -latent_frames % group
-    return Size(*pixels, pixels[0] // space, pixels[1] // space, latent_frames)
+    high, wide, long = pixels
+    return Size(high, wide, long, high // space, wide // space, latent_frames)
 
 
 def _scales(pipeline: Any) -> tuple[int, int]:
@@ -287,12 +290,9 @@ def _ranges(pipeline: Any, family: Family, scale: float) -> dict[str, dict[str, 
 
 
 def _with_ranges(program: Program, ranges: Mapping[str, Mapping[str, float | int]]) -> Program:
-    fields: list[Input] = [
-        item.model_copy(update=dict(ranges.get(item.name, {}))) for item in program.signature.inputs
-    ]
-    return replace(
-        program, signature=program.signature.model_copy(update={"inputs": tuple(fields)})
-    )
+    old = program.signature
+    fields = [item.model_copy(update=dict(ranges.get(item.name, {}))) for item in old.inputs]
+    return replace(program, signature=old.model_copy(update={"inputs": tuple(fields)}))
 
 
 def _device(module: nn.Module) -> torch.device:

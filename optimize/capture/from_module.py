@@ -141,8 +141,8 @@ def trace(
         except torch._dynamo.exc.UserError as error:
             if dynamic:
                 raise InputModelError(
-                    f"{_class_name(module)}: a batch of any size was asked for, but the model fixes "
-                    f"it at {batch}; capture with dynamic=False. Cause: {_first_lines(error)}"
+                    f"{_class_name(module)}: a batch of any size was asked for, but the model "
+                    f"fixes it at {batch}; capture with dynamic=False. Cause: {_first_lines(error)}"
                 ) from error
             notes.append(f"the model fixes the batch at {batch}")
     elif dynamic:
@@ -174,8 +174,8 @@ def _export(flat: Flat, shapes: Any) -> torch.export.ExportedProgram:
 def _untraceable(flat: Flat, error: Exception) -> str:
     return (
         f"{_class_name(flat.module)}: cannot be traced ({type(error).__name__}): "
-        f"{_first_lines(error)}; expected a forward without data-dependent control flow (`.item()`, "
-        f"`if tensor`); {_user_line(error)}"
+        f"{_first_lines(error)}; expected a forward without data-dependent control flow "
+        f"(`.item()`, `if tensor`); {_user_line(error)}"
     )
 
 
@@ -210,8 +210,8 @@ def _graph_of(
     mutated = list(signature.buffers_to_mutate.values())
     if mutated:
         raise InputModelError(
-            f"{_class_name(flat.module)}: buffer {_weight_name(mutated[0])!r} is changed by forward, "
-            "expected a model without hidden state; pass the state as an argument"
+            f"{_class_name(flat.module)}: buffer {_weight_name(mutated[0])!r} is changed by "
+            "forward, expected a model without hidden state; pass the state as an argument"
         )
     graph = copy_graph(exported.graph)
     tensors: dict[str, torch.Tensor] = {}
@@ -318,7 +318,8 @@ def _named_dimensions(graph: fx.Graph, inputs: list[str]) -> dict[str, str]:
 def _refuse_random(graph: Graph) -> None:
     for node in graph.graph.nodes:
         name = str(node.target)
-        if node.op == "call_function" and any(f".{word}" in name for word in RANDOM_OPS):
+        drawn = any(f".{word}" in name.replace("native_", "") for word in RANDOM_OPS)
+        if node.op == "call_function" and drawn:
             from_probability = "dropout" in name and len(node.args) > 2 and not node.args[2]
             if not from_probability:
                 raise InputModelError(

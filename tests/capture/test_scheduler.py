@@ -15,11 +15,19 @@ from optimize.ir.solver_step import LinearStep, constant_error
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 SCHEDULERS: list[tuple[str, dict[str, Any], Prediction]] = [
     ("DDIMScheduler", {"clip_sample": False}, "epsilon"),
-    ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}, "epsilon"),
+    (
+        "DDIMScheduler",
+        {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+        "epsilon",
+    ),
     ("DDIMScheduler", {"clip_sample": False, "prediction_type": "v_prediction"}, "v"),
     ("DPMSolverMultistepScheduler", {}, "epsilon"),
     ("DPMSolverMultistepScheduler", {"solver_order": 3, "use_karras_sigmas": True}, "epsilon"),
-    ("DPMSolverMultistepScheduler", {"solver_type": "heun", "prediction_type": "sample"}, "denoised"),
+    (
+        "DPMSolverMultistepScheduler",
+        {"solver_type": "heun", "prediction_type": "sample"},
+        "denoised",
+    ),
     ("DPMSolverMultistepScheduler", {"euler_at_final": True, **FLOW}, "flow"),
     ("UniPCMultistepScheduler", {}, "epsilon"),
     ("UniPCMultistepScheduler", {"solver_order": 3, "prediction_type": "v_prediction"}, "v"),
@@ -98,7 +106,8 @@ def shift(tokens: int, scheduler: Any, largest: float) -> float:
     config = scheduler.config
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-    return float(calculate_shift(tokens, config.base_image_seq_len, 4096, config.base_shift, largest))
+    few, many = config.base_image_seq_len, config.max_image_seq_len
+    return float(calculate_shift(tokens, few, many, config.base_shift, largest))
 
 
 @pytest.mark.parametrize("steps", [1, 4, 28])
