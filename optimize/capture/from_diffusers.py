@@ -106,8 +106,8 @@ def capture_model(
         return capture(model, example_inputs, loop=loop)
     if loop is not None:
         raise InputModelError(
-            "loop: found a DenoiseLoop for a pipeline, which brings its own; call "
-            "capture_pipeline(pipeline, steps=..., guidance_scale=...) and pass the program"
+            "loop: found a DenoiseLoop for a pipeline, which brings its own; call optimize.capture."
+            "from_diffusers.capture_pipeline(pipeline, steps=...) and pass the program"
         )
     return capture_pipeline(model)
 
@@ -147,7 +147,7 @@ def load_pipeline(source: str | os.PathLike[str]) -> Any:
         ResourceError: diffusers is not installed, or the pipeline cannot be had.
     """
     text, folder = os.fspath(source), Path(source).expanduser()
-    if not folder.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+    if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text):
         raise InputModelError(
             f"model {text}: found no such folder, expected a folder with model_index.json or a hub "
             "id (owner/name); save the pipeline with pipeline.save_pretrained(folder)"

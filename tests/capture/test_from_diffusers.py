@@ -247,6 +247,8 @@ def test_other_classes_are_refused_with_the_way_out() -> None:
 def test_folders_and_ids_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputModelError, match="found no such folder"):
         load_pipeline(tmp_path / "missing" / "deep")
+    with pytest.raises(InputModelError, match="found no such folder"):
+        load_pipeline("./missing")
     with pytest.raises(InputModelError, match="without model_index.json"):
         load_pipeline(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -227,8 +227,8 @@ def _video_case(pipeline: Any, latent: torch.Tensor, sizes: dict[str, int]) -> C
 
 def hunyuanvideo() -> Case:
     vae = diffusers.AutoencoderKLHunyuanVideo(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8),
-        layers_per_block=1, norm_num_groups=4, scaling_factor=0.5, spatial_compression_ratio=2,
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1, norm_num_groups=4, scaling_factor=0.5,
     )
     pipeline = diffusers.HunyuanVideoPipeline(
         transformer=example("hunyuanvideo").module,
@@ -239,15 +239,15 @@ def hunyuanvideo() -> Case:
     text, pooled, seen = embeddings(), torch.randn(2, 10), mask(7, 5)
     return Case(
         pipeline,
-        torch.randn(2, 4, 1, 8, 16),
-        {"height": 16, "width": 32, "frames": 1, "text_length": TEXT},
+        torch.randn(2, 4, 1, 4, 6),
+        {"height": 32, "width": 48, "frames": 1, "text_length": TEXT},
         {
             "encoder_hidden_states": text,
             "pooled_projections": pooled,
             "encoder_attention_mask": seen,
         },
         {
-            "height": 16, "width": 32, "num_frames": 1, "prompt_embeds": text,
+            "height": 32, "width": 48, "num_frames": 1, "prompt_embeds": text,
             "pooled_prompt_embeds": pooled, "prompt_attention_mask": seen,
         },
         ("latent", "video"),
