@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from optimize.capture.check_model import check_finite
-from optimize.capture.families import Family, Size
+from optimize.capture.families import Family
 from optimize.capture.from_denoiser import dimensions_of
 from optimize.capture.from_module import evaluation_mode, trace
+from optimize.capture.transformer_calls import Size
 from optimize.ir.errors import InputModelError
 from optimize.ir.program import Program
 from optimize.runtime.loop import Binding, Call, Destination, Slot
@@ -30,17 +31,24 @@ class Decoder(nn.Module):
         factor = getattr(config, "scaling_factor", None)
         self.scale = 1.0 if factor is None else factor
         self.shift = (getattr(config, "shift_factor", None) or 0.0) if family.shift_factor else 0.0
+        self.vae_latents_mean: torch.Tensor | None
+        self.vae_latents_std: torch.Tensor | None
+        mean = std = None
         if family.video and getattr(config, "latents_mean", None) and hasattr(config, "z_dim"):
-            self.register_buffer("mean", torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1))
-            self.register_buffer("std", torch.tensor(config.latents_std).view(1, -1, 1, 1, 1))
+            device = next(vae.parameters()).device
+            mean = torch.tensor(config.latents_mean, device=device).view(1, -1, 1, 1, 1)
+            std = torch.tensor(config.latents_std, device=device).view(1, -1, 1, 1, 1)
+        self.register_buffer("vae_latents_mean", mean)
+        self.register_buffer("vae_latents_std", std)
         self.training = vae.training
 
     def forward(self, latent: torch.Tensor) -> tuple[torch.Tensor]:
         """[B, C, H, W] or [B, C, F, H, W] pixels, float32."""
         dtype = next(self.vae.parameters()).dtype
         latent = self._arranged(latent).to(dtype)
-        if hasattr(self, "mean"):
-            latent = latent * self.std.to(dtype) + self.mean.to(dtype)
+        mean, std = self.vae_latents_mean, self.vae_latents_std
+        if mean is not None and std is not None:
+            latent = latent * std.to(dtype) + mean.to(dtype)
         else:
             latent = latent / self.scale + self.shift
         decode: Any = self.vae.decode
@@ -51,7 +59,7 @@ class Decoder(nn.Module):
         """The latent as the VAE takes it, channels first."""
         rows, columns = self.size.rows, self.size.columns
         if self.family.packed:
-            parts = latent.unflatten(1, (rows // 2, columns // 2)).unflatten(3, (-1, 2, 2))
+            parts = latent.reshape(-1, rows // 2, columns // 2, latent.shape[2] // 4, 2, 2)
             return parts.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         if self.family.frames_first:
             return latent.permute(0, 2, 1, 3, 4)
@@ -90,10 +98,9 @@ def with_decoder(
                 LARGEST_BATCH,
             )
     except InputModelError as error:
-        return _noted(
-            program,
-            f"{type(vae).__name__} cannot be traced, the program returns latents only: {error}",
-        )
+        kind = type(vae).__name__
+        note = f"{kind} cannot be traced, the program returns latents only: {error}"
+        return _noted(program, note)
     check_finite(traced.weights)
     graph = traced.graph
     made = graph.output_nodes()[name]

@@ -5,36 +5,26 @@ pipeline's loop does: time scale, sign, constant tables. Conditioning keeps the 
 transformer's arguments.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
-
 from optimize.capture.scheduler import Sigmas
+from optimize.capture.transformer_calls import (
+    Size,
+    TransformerCall,
+    call_cogvideox,
+    call_flux,
+    call_hunyuan,
+    call_lumina,
+    call_pixart,
+    call_plain,
+    cogvideox_constants,
+    flux_constants,
+    lumina_constants,
+    pixart_constants,
+)
 from optimize.ir.errors import InputModelError
-
-Tensors = Mapping[str, torch.Tensor]
-Constants = Mapping[str, Any]
-TransformerCall = Callable[[nn.Module, torch.Tensor, torch.Tensor, Tensors, Constants], Any]
-"""(transformer, latent, timestep, conditioning, constants) → what the transformer returns."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """What is generated: pixels and frames, and the same in latent units."""
-
-    height: int
-    width: int
-    frames: int
-    rows: int
-    columns: int
-    latent_frames: int
-
-    @property
-    def pixels(self) -> str:
-        return f"{self.frames} frames of {self.height}x{self.width}"
 
 
 @dataclass(frozen=True)
@@ -90,68 +80,6 @@ def _video(config: Any, size: Size) -> tuple[int, ...]:
     return (config.in_channels, size.latent_frames, size.rows, size.columns)
 
 
-def _plain(
-    module: nn.Module,
-    latent: torch.Tensor,
-    time: torch.Tensor,
-    given: Tensors,
-    constants: Constants,
-) -> Any:
-    return module(hidden_states=latent, timestep=time, **given, return_dict=False)
-
-
-def _pixart(
-    module: nn.Module,
-    latent: torch.Tensor,
-    time: torch.Tensor,
-    given: Tensors,
-    constants: Constants,
-) -> Any:
-    batch = latent.shape[0]
-    added = {
-        name: constants[name].to(latent.dtype).expand(batch, -1) if name in constants else None
-        for name in ("resolution", "aspect_ratio")
-    }
-    return module(latent, timestep=time, **given, added_cond_kwargs=added, return_dict=False)
-
-
-def _pixart_constants(pipeline: Any, size: Size) -> dict[str, Any]:
-    if pipeline.transformer.config.sample_size != 128:
-        return {}
-    return {
-        "resolution": torch.tensor([[float(size.height), float(size.width)]]),
-        "aspect_ratio": torch.tensor([[size.height / size.width]]),
-    }
-
-
-def _flux(
-    module: nn.Module,
-    latent: torch.Tensor,
-    time: torch.Tensor,
-    given: Tensors,
-    constants: Constants,
-) -> Any:
-    text = given["encoder_hidden_states"]
-    ids = torch.zeros(text.shape[1], 3, dtype=latent.dtype, device=latent.device)
-    image_ids = constants["img_ids"].to(latent.dtype)
-    time = time.to(latent.dtype) / 1000
-    return module(
-        hidden_states=latent,
-        timestep=time,
-        **given,
-        txt_ids=ids,
-        img_ids=image_ids,
-        return_dict=False,
-    )
-
-
-def _flux_constants(pipeline: Any, size: Size) -> dict[str, Any]:
-    rows = torch.arange(size.rows // 2)[:, None].expand(-1, size.columns // 2)
-    columns = torch.arange(size.columns // 2)[None].expand(size.rows // 2, -1)
-    ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1)
-    return {"img_ids": ids.reshape(-1, 3).float()}
-
-
 def _flux_conditioning(config: Any, text: int) -> dict[str, tuple[int, ...]]:
     return {
         "encoder_hidden_states": (text, config.joint_attention_dim),
@@ -160,84 +88,12 @@ def _flux_conditioning(config: Any, text: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _lumina(
-    module: nn.Module,
-    latent: torch.Tensor,
-    time: torch.Tensor,
-    given: Tensors,
-    constants: Constants,
-) -> Any:
-    (prediction,) = module(
-        hidden_states=latent,
-        timestep=1 - time / constants["train_steps"],
-        **given,
-        image_rotary_emb=torch.view_as_complex(constants["image_rotary_emb"]),
-        cross_attention_kwargs={"base_sequence_length": constants["base_sequence_length"]},
-        return_dict=False,
-    )
-    # Lumina's time runs from noise to image.
-    return -prediction
-
-
-def _lumina_constants(pipeline: Any, size: Size) -> dict[str, Any]:
-    from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
-
-    trained = pipeline.default_image_size
-    table = get_2d_rotary_pos_embed_lumina(
-        pipeline.transformer.head_dim,
-        384,
-        384,
-        ntk_factor=1.0,
-        linear_factor=(size.width * size.height / trained**2) ** 0.5,
-    )
-    patch = pipeline.transformer.config.patch_size
-    used = table[: size.rows // patch, : size.columns // patch]
-    return {
-        "image_rotary_emb": torch.view_as_real(used).contiguous(),
-        "base_sequence_length": (trained // 16) ** 2,
-        "train_steps": pipeline.scheduler.config.num_train_timesteps,
-    }
-
-
-def _cogvideox(
-    module: nn.Module,
-    latent: torch.Tensor,
-    time: torch.Tensor,
-    given: Tensors,
-    constants: Constants,
-) -> Any:
-    tables = tuple(constants[name] for name in ("cos", "sin") if name in constants) or None
-    return module(
-        hidden_states=latent, timestep=time, **given, image_rotary_emb=tables, return_dict=False
-    )
-
-
-def _cogvideox_constants(pipeline: Any, size: Size) -> dict[str, Any]:
-    if not pipeline.transformer.config.use_rotary_positional_embeddings:
-        return {}
-    cos, sin = pipeline._prepare_rotary_positional_embeddings(
-        size.height, size.width, size.latent_frames, torch.device("cpu")
-    )
-    return {"cos": cos, "sin": sin}
-
-
-def _hunyuan(
-    module: nn.Module,
-    latent: torch.Tensor,
-    time: torch.Tensor,
-    given: Tensors,
-    constants: Constants,
-) -> Any:
-    scaled = {"guidance": given["guidance"] * 1000.0} if "guidance" in given else {}
-    return module(hidden_states=latent, timestep=time, **{**given, **scaled}, return_dict=False)
-
-
 FAMILIES: dict[str, Family] = {
     "DiTTransformer2DModel": Family(
         pipelines=("DiTPipeline",),
         shape=_image,
         conditioning=lambda config, text: {"class_labels": ()},
-        call=_plain,
+        call=call_plain,
         steps=50,
         guidance_scale=4.0,
         text_length=0,
@@ -251,8 +107,8 @@ FAMILIES: dict[str, Family] = {
             "encoder_hidden_states": (text, config.caption_channels),
             "encoder_attention_mask": (text,),
         },
-        call=_pixart,
-        constants=_pixart_constants,
+        call=call_pixart,
+        constants=pixart_constants,
         steps=20,
         guidance_scale=4.5,
         text_length=120,
@@ -265,7 +121,7 @@ FAMILIES: dict[str, Family] = {
             "encoder_hidden_states": (text, config.joint_attention_dim),
             "pooled_projections": (config.pooled_projection_dim,),
         },
-        call=_plain,
+        call=call_plain,
         steps=28,
         guidance_scale=7.0,
         text_length=333,
@@ -278,8 +134,8 @@ FAMILIES: dict[str, Family] = {
         pipelines=("FluxPipeline",),
         shape=lambda config, size: (size.rows * size.columns // 4, config.in_channels),
         conditioning=_flux_conditioning,
-        call=_flux,
-        constants=_flux_constants,
+        call=call_flux,
+        constants=flux_constants,
         steps=28,
         guidance_scale=3.5,
         text_length=512,
@@ -296,8 +152,8 @@ FAMILIES: dict[str, Family] = {
             "encoder_hidden_states": (text, config.cross_attention_dim),
             "encoder_mask": (text,),
         },
-        call=_lumina,
-        constants=_lumina_constants,
+        call=call_lumina,
+        constants=lumina_constants,
         steps=30,
         guidance_scale=4.0,
         text_length=256,
@@ -308,7 +164,7 @@ FAMILIES: dict[str, Family] = {
         pipelines=("WanPipeline",),
         shape=_video,
         conditioning=lambda config, text: {"encoder_hidden_states": (text, config.text_dim)},
-        call=_plain,
+        call=call_plain,
         steps=50,
         guidance_scale=5.0,
         text_length=512,
@@ -325,8 +181,8 @@ FAMILIES: dict[str, Family] = {
             size.columns,
         ),
         conditioning=lambda config, text: {"encoder_hidden_states": (text, config.text_embed_dim)},
-        call=_cogvideox,
-        constants=_cogvideox_constants,
+        call=call_cogvideox,
+        constants=cogvideox_constants,
         steps=50,
         guidance_scale=6.0,
         text_length=226,
@@ -343,7 +199,7 @@ FAMILIES: dict[str, Family] = {
             "pooled_projections": (config.pooled_projection_dim,),
             **({"guidance": ()} if config.guidance_embeds else {}),
         },
-        call=_hunyuan,
+        call=call_hunyuan,
         steps=50,
         guidance_scale=6.0,
         text_length=256,

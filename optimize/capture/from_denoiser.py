@@ -268,7 +268,9 @@ def _program(
     }
     body = (
         Call(
-            graph="denoiser", inputs=inputs, outputs={"prediction": Destination(state="prediction")}
+            graph="denoiser",
+            inputs=inputs,
+            outputs={"prediction": Destination(state="prediction")},
         ),
         _solver_call(step),
     )

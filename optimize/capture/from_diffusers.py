@@ -18,14 +18,14 @@ import torch
 from torch import nn
 
 from optimize.capture.decoder import with_decoder
-from optimize.capture.families import Family, Size, family_of
+from optimize.capture.families import Family, family_of
 from optimize.capture.from_denoiser import capture
 from optimize.capture.scheduler import DiffusersSchedule, schedule_of
+from optimize.capture.transformer_calls import Size
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError
 from optimize.ir.program import Program
 from optimize.runtime.errors import ResourceError
-from optimize.runtime.loop import Input
 
 
 def capture_pipeline(
@@ -106,8 +106,8 @@ def capture_model(
         return capture(model, example_inputs, loop=loop)
     if loop is not None:
         raise InputModelError(
-            "loop: found a DenoiseLoop for a pipeline, which brings its own; call "
-            "capture_pipeline(pipeline, steps=..., guidance_scale=...) and pass the program"
+            "loop: found a DenoiseLoop for a pipeline, which brings its own; call optimize.capture."
+            "from_diffusers.capture_pipeline(pipeline, steps=...) and pass the program"
         )
     return capture_pipeline(model)
 
@@ -147,15 +147,15 @@ def load_pipeline(source: str | os.PathLike[str]) -> Any:
         ResourceError: diffusers is not installed, or the pipeline cannot be had.
     """
     text, folder = os.fspath(source), Path(source).expanduser()
-    if not folder.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+    if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text):
         raise InputModelError(
             f"model {text}: found no such folder, expected a folder with model_index.json or a hub "
             "id (owner/name); save the pipeline with pipeline.save_pretrained(folder)"
         )
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise InputModelError(
-            f"model {text}: found a folder without model_index.json, expected a diffusers pipeline; "
-            "save it with pipeline.save_pretrained(folder)"
+            f"model {text}: found a folder without model_index.json, expected a diffusers "
+            "pipeline; save it with pipeline.save_pretrained(folder)"
         )
     try:
         from diffusers import DiffusionPipeline
@@ -198,8 +198,8 @@ def size_of(
     for name, found in zip(("height", "width"), pixels[:2], strict=True):
         if found <= 0 or found % (space * patch):
             raise InputModelError(
-                f"{name}: found {found}, expected a multiple of {space * patch} (VAE scale {space}, "
-                f"patch {patch})"
+                f"{name}: found {found}, expected a multiple of {space * patch} (VAE scale "
+                f"{space}, patch {patch})"
             )
     if family.video and (pixels[2] <= 0 or (pixels[2] - 1) % time):
         raise InputModelError(
@@ -218,7 +218,8 @@ def size_of(
     group = getattr(config, "patch_size_t", None)
     if family.frames_first and group:
         latent_frames += -latent_frames % group
-    return Size(*pixels, pixels[0] // space, pixels[1] // space, latent_frames)
+    high, wide, long = pixels
+    return Size(high, wide, long, high // space, wide // space, latent_frames)
 
 
 def _scales(pipeline: Any) -> tuple[int, int]:
@@ -289,12 +290,9 @@ def _ranges(pipeline: Any, family: Family, scale: float) -> dict[str, dict[str, 
 
 
 def _with_ranges(program: Program, ranges: Mapping[str, Mapping[str, float | int]]) -> Program:
-    fields: list[Input] = [
-        item.model_copy(update=dict(ranges.get(item.name, {}))) for item in program.signature.inputs
-    ]
-    return replace(
-        program, signature=program.signature.model_copy(update={"inputs": tuple(fields)})
-    )
+    old = program.signature
+    fields = [item.model_copy(update=dict(ranges.get(item.name, {}))) for item in old.inputs]
+    return replace(program, signature=old.model_copy(update={"inputs": tuple(fields)}))
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -319,7 +319,8 @@ def _named_dimensions(graph: fx.Graph, inputs: list[str]) -> dict[str, str]:
 def _refuse_random(graph: Graph) -> None:
     for node in graph.graph.nodes:
         name = str(node.target)
-        if node.op == "call_function" and any(f".{word}" in name for word in RANDOM_OPS):
+        drawn = any(f".{word}" in name.replace("native_", "") for word in RANDOM_OPS)
+        if node.op == "call_function" and drawn:
             from_probability = "dropout" in name and len(node.args) > 2 and not node.args[2]
             if not from_probability:
                 raise InputModelError(

@@ -109,9 +109,8 @@ def shift(tokens: int, scheduler: Any, largest: float) -> float:
     config = scheduler.config
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-    return float(
-        calculate_shift(tokens, config.base_image_seq_len, 4096, config.base_shift, largest)
-    )
+    few, many = config.base_image_seq_len, config.max_image_seq_len
+    return float(calculate_shift(tokens, few, many, config.base_shift, largest))
 
 
 @pytest.mark.parametrize("steps", [1, 4, 28])
