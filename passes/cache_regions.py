@@ -34,7 +34,7 @@ from optimize.ir.graph import Graph
 from optimize.ir.program import Program, denoising_repeat, with_repeat
 from optimize.ir.row_subset import Cache, RowSubset
 from optimize.ir.token_axis import CannotSubset, token_axis
-from optimize.ir.torch_engine import DTYPE_NAMES, TorchEngine
+from optimize.ir.torch_engine import DTYPE_NAMES
 from optimize.passes.pass_base import Declined, OracleResult, Pass, Rewritten
 from optimize.passes.region_choice import Counts, change_rate, choose, token_scores
 from optimize.runtime.loop import Binding, Call, Destination, Slot
@@ -233,21 +233,20 @@ class CacheRegions(Pass):
     ) -> list[OracleResult]:
         """With caches filled at the same latent and timestep, any rows give the whole result."""
         variants = sorted(name for name in after.graphs if name.startswith("denoiser_rows_"))
-        run = after._run(dict(request), 0)
-        engine = TorchEngine(after.graphs, after.weights)
+        run = after.prepared(request, seed=0)
         denoise = denoising_repeat(after).bodies["step"][0]
         assert isinstance(denoise, Call)
-        run._state = {name: run._initial(name) for name in run._slots}
-        inputs = {name: run._value(binding, 0) for name, binding in denoise.inputs.items()}
-        whole = engine.run("denoiser", inputs, {})
+        run.begin()
+        inputs = run.inputs(denoise, 0)
+        whole = after.graphs["denoiser"].run(after.weights, inputs)
         results = []
         generator = torch.Generator().manual_seed(0)
         for variant in variants:
-            state = {name: whole[name] for name in whole if name in run._slots}
+            state = {name: value for name, value in whole.items() if name in denoise.outputs}
             state["score"] = torch.rand(whole["score"].shape, generator=generator)
             state["drops"] = torch.zeros_like(state["score"])
             state["age"] = torch.zeros_like(state["score"])
-            rows = engine.run(variant, {**inputs, **state}, {})
+            rows = after.graphs[variant].run(after.weights, {**inputs, **state})
             scale = float(whole["prediction"].abs().max()) or 1.0
             error = float((rows["prediction"] - whole["prediction"]).abs().max()) / scale
             bound = SUBSET_BOUND.get(_compute_dtype(before), 5e-2)

@@ -67,13 +67,25 @@ class Run:
 
     def execute(self) -> dict[str, NDArray[Any]]:
         """Runs the loop and returns the results on the host."""
-        self._state = {name: self._initial(name) for name in self._slots}
+        self.begin()
         for item in self.loop.body:
             self._execute(item, 0)
         results = {name: np.stack(parts) for name, parts in self.appended.items()}
         for name, slot in self.loop.results.items():
             results[name] = self.engine.download(self._state[slot])
         return results
+
+    def begin(self) -> None:
+        """Gives every state slot its initial value."""
+        self._state = {name: self._initial(name) for name in self._slots}
+
+    def inputs(self, call: Call, step: int) -> dict[str, Handle]:
+        """What a call would get at a step, with the slots as they are now."""
+        route = self._route(call)
+        inputs = {name: self._state[slot] for name, slot in route.from_state}
+        for name, binding in route.from_elsewhere:
+            inputs[name] = self._value(binding, step)
+        return inputs
 
     def read(self, slot: str) -> NDArray[Any]:
         """The current value of a state slot, on the host."""
@@ -137,14 +149,16 @@ class Run:
         if self.progress is not None:
             self.progress(self._done, self._total)
 
-    def _call(self, call: Call, step: int) -> None:
+    def _route(self, call: Call) -> "_Route":
         route = self._routes.get(id(call))
         if route is None:
             route = self._routes[id(call)] = _Route.of(call, self._slots)
+        return route
+
+    def _call(self, call: Call, step: int) -> None:
+        route = self._route(call)
         state, spare = self._state, self._spare
-        inputs = {name: state[slot] for name, slot in route.from_state}
-        for name, binding in route.from_elsewhere:
-            inputs[name] = self._value(binding, step)
+        inputs = self.inputs(call, step)
         buffers = {name: spare.pop(slot, None) for name, slot in route.to_state}
         for name, slot in route.in_place:
             buffers[name] = state[slot]

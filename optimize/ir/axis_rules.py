@@ -17,14 +17,15 @@ from optimize.ir.graph import Graph
 from optimize.ir.node_arguments import dimension_of, short_name
 
 ELEMENTWISE = """
-    abs add sub rsub mul div pow neg exp log sqrt rsqrt reciprocal sin cos tanh sigmoid relu silu
-    gelu erf floor ceil round clamp clamp_min clamp_max maximum minimum where masked_fill copy clone
-    alias to _to_copy type_as contiguous detach lift_fresh_copy dropout leaky_relu elu softplus
-    hardswish mish sign square logical_not logical_and logical_or bitwise_and bitwise_not bitwise_or __and__
-    __or__ eq ne lt le gt ge fill fill_ zeros_like ones_like empty_like full_like isnan isinf fmod
-    remainder floor_divide atan2 expm1 log1p log2 exp2 lerp addcmul addcdiv conj_physical real imag
-    special_expm1 nan_to_num softmax _softmax log_softmax cumsum flip roll group_norm layer_norm
-    rms_norm instance_norm logical_xor trunc polar complex rand_like randn_like bernoulli
+    abs add sub rsub mul div pow neg exp log sqrt rsqrt reciprocal sin cos tanh sigmoid relu
+    silu gelu erf floor ceil round clamp clamp_min clamp_max maximum minimum where masked_fill
+    copy clone alias to _to_copy type_as contiguous detach lift_fresh_copy dropout leaky_relu
+    elu softplus hardswish mish sign square logical_not logical_and logical_or bitwise_and
+    bitwise_not bitwise_or __and__ __or__ eq ne lt le gt ge fill fill_ zeros_like ones_like
+    empty_like full_like isnan isinf fmod remainder floor_divide atan2 expm1 log1p log2 exp2
+    lerp addcmul addcdiv conj_physical real imag special_expm1 nan_to_num softmax _softmax
+    log_softmax cumsum flip roll group_norm layer_norm rms_norm instance_norm logical_xor trunc
+    polar complex rand_like randn_like bernoulli
 """.split()
 """Ops whose output has the axes of their broadcast tensor arguments."""
 

@@ -101,7 +101,7 @@ class Program:
         Raises:
             RuntimeInputError: the request does not fit the signature.
         """
-        run = self._run(request, seed)
+        run = self.prepared(request, seed)
         run.progress = progress
         return {name: torch.from_numpy(array) for name, array in run.execute().items()}
 
@@ -109,7 +109,7 @@ class Program:
         self, slots: tuple[str, ...], *, seed: int | None = None, **request: Any
     ) -> dict[str, list[NDArray[Any]]]:
         """Runs the loop and returns the value of some state slots after each step."""
-        run = self._run(request, seed)
+        run = self.prepared(request, seed)
         seen: dict[str, list[NDArray[Any]]] = {slot: [] for slot in slots}
 
         def look(done: int, total: int) -> None:
@@ -120,7 +120,12 @@ class Program:
         run.execute()
         return seen
 
-    def _run(self, request: Mapping[str, Any], seed: int | None) -> Run:
+    def prepared(self, request: Mapping[str, Any], seed: int | None) -> Run:
+        """One run of the loop, not yet begun.
+
+        Raises:
+            RuntimeInputError: the request does not fit the signature.
+        """
         checked = check_request(self.signature, self.loop, as_arrays(request), seed)
         return Run(
             loop=self.loop,

@@ -138,7 +138,7 @@ def test_passes_lists_and_describes(capsys: pytest.CaptureFixture[str]) -> None:
         (["inspect", "zoo:digit-dit"], 2, "known zoo models: zoo:digits-dit. Did you mean zoo:dig"),
         (["inspect", "nothing.py:make"], 2, "found no file nothing.py"),
         (["inspect", "model.py"], 2, "found no function, expected model.py:function"),
-        (["inspect", "/no/such/folder"], 2, "found no model_index.json"),
+        (["inspect", "/no/such/folder"], 6, "found no such folder, expected a folder with"),
         (["inspect", "word"], 2, "unknown model 'word'; expected zoo:digits-dit, a diffusers"),
         (["run", "zoo:digits-dit", "-r", "x.yaml"], 2, "found nothing there, expected a YAML"),
         (["run", "zoo:digits-dit", "--out", "-"], 2, "--out '-': expected the path of a new fold"),
