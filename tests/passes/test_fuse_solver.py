@@ -34,7 +34,7 @@ def test_one_engine_call_per_step_and_no_prediction_slot(captured):
 
 
 class GaussianFlow(torch.nn.Module):
-    """The exact velocity for data of mean 0.5 and deviation 0.3: noise z must end at 0.5 + 0.3 z."""
+    """The exact velocity for data of mean 0.5, deviation 0.3: noise z must end at 0.5 + 0.3 z."""
 
     def forward(self, hidden_states, timestep):
         sigma = timestep.view(-1, 1) / 1000
