@@ -23,6 +23,17 @@ def check_rows(x: torch.Tensor, index: torch.Tensor, dim: int, name: str) -> int
     return positive
 
 
+def flat_rows(shape: torch.Size, index: torch.Tensor, dim: int) -> torch.Tensor:
+    """[B * prefix * M] int64: where the rows lie once the dimensions up to `dim` are one.
+
+    Whole rows are then copied at once, several times faster than an index per element.
+    """
+    prefix = shape[1:dim].numel()
+    samples = torch.arange(index.shape[0], device=index.device) * (shape[0] != 1)
+    first = samples[:, None] * prefix + torch.arange(prefix, device=index.device)
+    return (first[:, :, None] * shape[dim] + index[:, None, :]).reshape(-1)
+
+
 @torch.library.custom_op("optimize::gather_rows", mutates_args=())
 def gather_rows(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
     """Takes rows `index[b]` of sample b along `dim`.
@@ -37,13 +48,10 @@ def gather_rows(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
         ValueError: `dim` is the batch or out of range, or `index` is not [B, M] int64.
     """
     dim = check_rows(x, index, dim, "gather_rows")
-    batch, count = index.shape
-    shape = [1] * x.dim()
-    shape[0], shape[dim] = batch, count
-    x = x.expand(batch, *x.shape[1:])
     size = list(x.shape)
-    size[dim] = count
-    return torch.gather(x, dim, index.reshape(shape).expand(size))
+    size[0], size[dim] = index.shape
+    rows = x.reshape(-1, x.shape[dim + 1 :].numel())
+    return rows.index_select(0, flat_rows(x.shape, index, dim)).view(size)
 
 
 @gather_rows.register_fake

@@ -2,7 +2,7 @@
 
 import torch
 
-from optimize.kernels.gather_rows.schema import check_rows
+from optimize.kernels.gather_rows.schema import check_rows, flat_rows
 
 
 @torch.library.custom_op("optimize::scatter_rows", mutates_args=())
@@ -21,9 +21,11 @@ def scatter_rows(
     """
     dim = check_rows(cache, index, dim, "scatter_rows")
     _check_sizes(cache, index, rows, dim)
-    shape = [1] * cache.dim()
-    shape[0], shape[dim] = index.shape
-    return torch.scatter(cache, dim, index.reshape(shape).expand(rows.shape), rows)
+    result = cache.clone(memory_format=torch.contiguous_format)
+    width = cache.shape[dim + 1 :].numel()
+    flat = flat_rows(cache.shape, index, dim)
+    result.view(-1, width).index_copy_(0, flat, rows.reshape(-1, width))
+    return result
 
 
 @scatter_rows.register_fake
