@@ -143,7 +143,7 @@ def best_cache_dit(
             sample, cached = cache_dit_sampler(conditioning, setting)
             result = sample(latent)
             count = cached()
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, AssertionError) as error:
             print(f"  cache-dit {setting}: {str(error).splitlines()[0]}", flush=True)
             continue
         found = fidelity_db(result, reference)
