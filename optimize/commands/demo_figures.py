@@ -93,10 +93,12 @@ def measure_demo(
     few = slice(0, FINE_SAMPLES)
     progress.wait("export the controls")
     with tempfile.TemporaryDirectory() as folder, load(bundle) as ours:
-        plain = {n: _exported(with_steps(baseline, n), Path(folder) / f"{n}") for n in (calls,)}
+        plain = {
+            n: _exported(fused_with_steps(baseline, n), Path(folder) / f"{n}") for n in (calls,)
+        }
         fitting = _fitting_steps(ours, plain[calls], calls)
         for n in {fitting, FINE_STEPS, *CURVE_STEPS} - {calls}:
-            plain[n] = _exported(with_steps(baseline, n), Path(folder) / f"{n}")
+            plain[n] = _exported(fused_with_steps(baseline, n), Path(folder) / f"{n}")
         euler = {n: _from_session(session) for n, session in plain.items()}
         alone = _from_program(solver_alone(baseline, program))
         ways = [
@@ -144,7 +146,7 @@ def measure_demo(
     return _with_pictures(report, ways, images)
 
 
-def with_steps(program: Program, steps: int) -> Program:
+def fused_with_steps(program: Program, steps: int) -> Program:
     """The captured program with another number of steps of its own solver."""
     return run_passes(program, [FuseSolver(steps=steps)], verify=False)
 

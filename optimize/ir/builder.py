@@ -62,7 +62,7 @@ class Builder:
     def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A new node; arguments may be nodes, numbers, and lists of these."""
         node = self.graph.call_function(target, args, kwargs)
-        self._evaluate(node)
+        self.evaluate(node)
         return node
 
     def copy(self, node: fx.Node, mapping: Mapping[fx.Node, fx.Node], evaluate: bool) -> fx.Node:
@@ -70,7 +70,7 @@ class Builder:
         new = self.graph.node_copy(node, lambda old: mapping[old])
         new.meta = dict(node.meta)
         if evaluate:
-            self._evaluate(new)
+            self.evaluate(new)
         return new
 
     def inline(self, graph: Graph, arguments: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
@@ -93,7 +93,9 @@ class Builder:
                 mapping[node] = self.copy(node, mapping, evaluate=False)
         return mapping
 
-    def _evaluate(self, node: fx.Node) -> None:
+    def evaluate(self, node: fx.Node) -> None:
+        """Computes a node's fake value anew, after its arguments changed."""
+
         def value(item: Any) -> Any:
             return item.meta["val"] if isinstance(item, fx.Node) else item
 

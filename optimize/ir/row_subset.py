@@ -342,7 +342,7 @@ class RowSubset:
         if sized:
             self.sizes.adjust(node, new)
         if evaluate:
-            self.builder._evaluate(new)
+            self.builder.evaluate(new)
         self.mapping[node] = new
 
 
