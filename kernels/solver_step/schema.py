@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from optimize.kernels.solver_step.cpu import in_place
 from optimize.kernels.solver_step.pattern import operations, rows_of
-from optimize.kernels.solver_step.reference import reference
 
 STATE_DTYPES = (torch.float32, torch.float64)
 
@@ -48,7 +48,12 @@ def solver_step(
         ValueError: shapes, dtypes or the pattern do not fit.
     """
     _check(latent, output, kept, coefficients, pattern, noise, guidance_scale)
-    return reference(latent, output, kept, coefficients, pattern, noise, guidance_scale)
+    if latent.is_cuda:
+        # Triton takes a second to import, and a machine without a GPU may not have it.
+        from optimize.kernels.solver_step.triton_kernel import launch
+
+        return launch(latent, output, kept, coefficients, pattern, noise, guidance_scale)
+    return in_place(latent, output, kept, coefficients, pattern, noise, guidance_scale)
 
 
 @solver_step.register_fake
