@@ -161,6 +161,8 @@ def export_onnx(
     program: Program,
     path: str | os.PathLike[str],
     *,
+    loop: str = "step",
+    unroll: int | None = None,
     overwrite: bool = False,
     recipe: Mapping[str, Any] | None = None,
     report: Report | None = None,
@@ -182,7 +184,15 @@ def export_onnx(
     if recipe is not None:
         files["recipe.yaml"] = Recipe.load(recipe).to_yaml().encode()
     plain = None if recipe is None else json.loads(json.dumps(recipe))
-    return export_bundle(program, path, overwrite=overwrite, extra_files=files, recipe=plain)
+    return export_bundle(
+        program,
+        path,
+        loop=loop,
+        unroll=unroll,
+        overwrite=overwrite,
+        extra_files=files,
+        recipe=plain,
+    )
 
 
 class _Bar:

@@ -13,6 +13,15 @@ from optimize.commands.targets import check_out, session_measure
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=HELP, show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
+LoopForm = Annotated[
+    str,
+    typer.Option(
+        "--loop", help="Engine calls: one per step, `unrolled` (see --unroll), or one `onnx_loop`."
+    ),
+]
+Unroll = Annotated[
+    int | None, typer.Option("--unroll", help="Steps per call of an unrolled loop; all by default.")
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the bundle to write.")]
 
 
@@ -23,6 +32,8 @@ def run(
     ] = "balanced",
     out: Out = None,
     overwrite: Overwrite = False,
+    loop: LoopForm = "step",
+    unroll: Unroll = None,
     verify: Annotated[
         bool, typer.Option(help="Compare with the model as it was, and check the budget.")
     ] = True,
@@ -54,7 +65,14 @@ def run(
         after = apply_recipe(before, checked, examples, verify=verify, measure=meter, progress=bar)
         if out is not None:
             bar.wait("export")
-            after.export(out, target=checked.target, overwrite=overwrite, recipe=checked.to_dict())
+            after.export(
+                out,
+                target=checked.target,
+                loop=loop,
+                unroll=unroll,
+                overwrite=overwrite,
+                recipe=checked.to_dict(),
+            )
     _show(after.report, out, as_json)
     if diff and not as_json:
         console().print(Text(program_diff(before, after)), soft_wrap=True)
@@ -64,6 +82,8 @@ def export(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle to write.")],
     target: Annotated[str, typer.Option(help="What the bundle is for.")] = "onnx",
+    loop: LoopForm = "step",
+    unroll: Unroll = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -76,7 +96,7 @@ def export(
 
         program = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
         bar.wait("export")
-        program.export(out, target=target, overwrite=overwrite)
+        program.export(out, target=target, loop=loop, unroll=unroll, overwrite=overwrite)
     _show(program.report, out, as_json)
 
 

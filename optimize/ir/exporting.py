@@ -7,7 +7,7 @@ from typing import Any
 from optimize.ir.errors import RecipeError
 
 Exporter = Callable[..., Path]
-"""(program, path, overwrite=…, recipe=…, report=…) → the bundle's folder."""
+"""(program, path, loop=…, unroll=…, overwrite=…, recipe=…, report=…) → the bundle's folder."""
 
 EXPORTERS: dict[str, Exporter] = {}
 """Target → exporter; filled by the face of the package."""
