@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from optimize.capture.from_diffusers import capture_model
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import QualityError
+from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program
 from optimize.ir.record import Record
 from optimize.ir.report import Report
@@ -161,7 +162,7 @@ def export_onnx(
     program: Program,
     path: str | os.PathLike[str],
     *,
-    loop: str = "step",
+    loop: LoopForm = "step",
     unroll: int | None = None,
     overwrite: bool = False,
     recipe: Mapping[str, Any] | None = None,

@@ -10,14 +10,13 @@ from optimize.commands.console import Json, console, print_json
 from optimize.commands.models import HELP, load_model
 from optimize.commands.progress import StageBar
 from optimize.commands.targets import check_out, session_measure
+from optimize.ir.exporting import LoopForm, check_form
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=HELP, show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
-LoopForm = Annotated[
-    str,
-    typer.Option(
-        "--loop", help="Engine calls: one per step, `unrolled` (see --unroll), or one `onnx_loop`."
-    ),
+Form = Annotated[
+    LoopForm,
+    typer.Option("--loop", help="Engine calls: one per step, one per --unroll steps, or one."),
 ]
 Unroll = Annotated[
     int | None, typer.Option("--unroll", help="Steps per call of an unrolled loop; all by default.")
@@ -32,7 +31,7 @@ def run(
     ] = "balanced",
     out: Out = None,
     overwrite: Overwrite = False,
-    loop: LoopForm = "step",
+    loop: Form = "step",
     unroll: Unroll = None,
     verify: Annotated[
         bool, typer.Option(help="Compare with the model as it was, and check the budget.")
@@ -47,6 +46,7 @@ def run(
     from optimize.recipes.recipe import Recipe
 
     checked = Recipe.load(recipe)
+    check_form(loop, unroll)
     if out is not None:
         check_out(out, overwrite, model)
     loaded = load_model(model)
@@ -82,12 +82,13 @@ def export(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle to write.")],
     target: Annotated[str, typer.Option(help="What the bundle is for.")] = "onnx",
-    loop: LoopForm = "step",
+    loop: Form = "step",
     unroll: Unroll = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a model as a bundle as it is, without any pass."""
+    check_form(loop, unroll)
     check_out(out, overwrite, model)
     loaded = load_model(model)
     with StageBar(quiet=as_json) as bar:

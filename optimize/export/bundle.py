@@ -14,6 +14,7 @@ from optimize.export.publish import Staging, check_target, staged
 from optimize.export.to_onnx import graph_to_onnx, used_weights
 from optimize.export.weights import layout_weights
 from optimize.ir.errors import RecipeError
+from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program
 from optimize.runtime.loop import Loop, features
 from optimize.runtime.manifest import (
@@ -40,7 +41,7 @@ def export_bundle(
     program: Program,
     path: str | os.PathLike[str],
     *,
-    loop: str = "step",
+    loop: LoopForm = "step",
     unroll: int | None = None,
     overwrite: bool = False,
     extra_files: Mapping[str, bytes] | None = None,
@@ -52,7 +53,7 @@ def export_bundle(
     Args:
         program: what to write.
         path: the folder to make; its parent must exist.
-        loop, unroll: see `optimize.export.loop_forms`.
+        loop, unroll: how steps become engine calls, see `Program.export`.
         overwrite: replace a folder that exists; it stays whole until the new one is.
         extra_files: path in the bundle → content: report, recipe, tokenizer.
         recipe: what the compiler was asked to do, JSON-able, kept in the manifest.

@@ -7,7 +7,7 @@ steps, the second with one of constant size.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,14 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from optimize.export.to_onnx import OnnxGraph, free_name
 from optimize.ir.errors import RecipeError
+from optimize.ir.exporting import LoopForm, check_form
 from optimize.ir.program import Program, denoising_repeat, with_repeat
 from optimize.ir.unroll import unrolled
 from optimize.runtime.loop import Binding, Call, Loop, calls
 
-LoopForm = Literal["step", "unrolled", "onnx_loop"]
 
-
-def in_form(program: Program, form: str, unroll: int | None = None) -> Program:
+def in_form(program: Program, form: LoopForm, unroll: int | None = None) -> Program:
     """The program whose graphs the form is made of.
 
     Args:
@@ -32,10 +31,7 @@ def in_form(program: Program, form: str, unroll: int | None = None) -> Program:
     Raises:
         RecipeError: an unknown form, or one that the loop of the program cannot have.
     """
-    if form not in get_args(LoopForm):
-        raise RecipeError(f"loop: found {form!r}, expected one of {', '.join(get_args(LoopForm))}")
-    if unroll is not None and form != "unrolled":
-        raise RecipeError(f'unroll: found {unroll} with loop="{form}", expected loop="unrolled"')
+    check_form(form, unroll)
     if form == "step":
         return program
     if form == "unrolled":

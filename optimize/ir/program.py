@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from optimize.ir import exporting
 from optimize.ir.denoise import DenoiseLoop
+from optimize.ir.exporting import LoopForm
 from optimize.ir.graph import Graph
 from optimize.ir.record import Record
 from optimize.ir.report import Report
@@ -63,7 +64,7 @@ class Program:
         path: str | os.PathLike[str],
         *,
         target: str = "onnx",
-        loop: str = "step",
+        loop: LoopForm = "step",
         unroll: int | None = None,
         overwrite: bool = False,
         recipe: Mapping[str, Any] | None = None,

@@ -14,6 +14,7 @@ from torch import fx
 
 from optimize.ir.builder import Builder, fake_mode_of
 from optimize.ir.errors import RecipeError
+from optimize.ir.exporting import check_form
 from optimize.ir.graph import Graph
 from optimize.ir.program import Program, with_repeat
 from optimize.runtime.loop import Binding, Call, Destination, Repeat
@@ -31,8 +32,7 @@ def unrolled(program: Program, count: int | None = None) -> Program:
     """
     repeat = _joinable(program)
     steps = len(repeat.steps)
-    if count is not None and count < 1:
-        raise RecipeError(f"unroll: found {count}, expected a number of steps of at least 1")
+    check_form("unrolled", count)
     count = steps if count is None else min(count, steps)
     groups = [repeat.steps[first : first + count] for first in range(0, steps, count)]
     names = {group: f"steps_{index}" for index, group in enumerate(dict.fromkeys(groups))}
