@@ -17,7 +17,8 @@ from torch import fx
 from optimize.ir.builder import Builder, fake_mode_of
 from optimize.ir.graph import Graph
 from optimize.ir.solver_step import COEFFICIENTS, CONVERSION, SolverStep, history_slot, pattern_of
-from optimize.kernels.solver_step import schema as _step  # noqa: F401  registers the op
+from optimize.kernels.dynamic_threshold import schema as _threshold  # noqa: F401  registers the op
+from optimize.kernels.solver_step import schema as _step  # noqa: F401
 from optimize.runtime.loop import Binding, Call, Destination, Noise, Slot
 
 NOISE = "step_noise"
