@@ -148,8 +148,8 @@ class FuseSolver(Pass):
                 raise ValueError(f"{name}: found {value}, expected a number in [{low}, {high}]")
         if self.solver in ("same", ADAPTIVE) and self._changes_numbers:
             raise ValueError(
-                f"solver: found {self.solver!r} with eta, dualfast, thresholding or variant, expected a "
-                "named solver, which takes them; for example ddim or dpm_solver_pp"
+                f"solver: found {self.solver!r} with eta, dualfast, thresholding or variant, "
+                "expected a solver that takes them; for example ddim or dpm_solver_pp"
             )
         if self.schedule == "same" and self.shift != 1.0:
             raise ValueError(

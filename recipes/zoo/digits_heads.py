@@ -28,6 +28,8 @@ class DigitsHead(nn.Module):
         prediction: what this module returns.
     """
 
+    log_levels: torch.Tensor
+
     def __init__(self, flow: nn.Module, prediction: Prediction) -> None:
         super().__init__()
         self.flow = flow
@@ -45,10 +47,13 @@ class DigitsHead(nn.Module):
             timestep: [B], float32, in [0, 999]; between whole ones the log-SNR is linear.
             class_labels: [B], int64, in [0, 10].
         """
+        alpha: torch.Tensor
         alpha, sigma = (item.view(-1, 1, 1, 1) for item in self._split(timestep))
         level = sigma / (alpha + sigma)
         latent = hidden_states / (alpha + sigma)
-        velocity = self.flow(latent, level.view(-1) * TIMESTEPS_PER_SIGMA, class_labels)
+        velocity: torch.Tensor = self.flow(
+            latent, level.view(-1) * TIMESTEPS_PER_SIGMA, class_labels
+        )
         clean, noise = latent - level * velocity, latent + (1 - level) * velocity
         if self.prediction == "epsilon":
             return noise
