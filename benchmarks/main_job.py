@@ -2,15 +2,10 @@
 
     python benchmarks/main_job.py --out build/bench/main_job.json
 
-Each part runs in a process of its own, so that threads, memory and compiled code of one cannot
-change another. `--part NAME` runs one of them and prints its figures.
+Each part runs in a process of its own. `--part NAME` runs one of them and prints its figures.
 """
 
-import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Figures = dict[str, Any]
+from parts import Figures, run_parts
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -306,49 +302,7 @@ PARTS: dict[str, Callable[[], Figures]] = {
 }  # fmt: skip
 
 
-def environment() -> dict[str, str]:
-    """What the figures were measured on."""
-    packages = ("torch", "onnxruntime", "diffusers", "numpy", "cache-dit")
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
-        "processor": _processor(),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def main() -> None:
-    """Runs all parts, each in its own process, and writes the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("build/bench/main_job.json"))
-    parser.add_argument("--part", choices=PARTS)
-    parser.add_argument("--layers", type=int, help="of the model of capture_sd3; default 24")
-    given = parser.parse_args()
-    if given.part:
-        arguments = [given.layers] if given.layers and given.part == "capture_sd3" else []
-        print(json.dumps(PARTS[given.part](*arguments)))
-        return
-    figures: Figures = {}
-    for name in PARTS:
-        print(f"{name} …", file=sys.stderr, flush=True)
-        start = time.perf_counter()
-        command = [sys.executable, __file__, "--part", name]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        figures |= json.loads(output.splitlines()[-1])
-        print(f"  {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"figures": figures, "environment": environment()}
-    given.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    print(json.dumps(figures, indent=2, ensure_ascii=False))
-
-
 if __name__ == "__main__":
-    main()
+    run_parts(
+        __doc__, "main_job", PARTS, ("torch", "onnxruntime", "diffusers", "numpy", "cache-dit")
+    )

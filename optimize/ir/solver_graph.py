@@ -181,4 +181,6 @@ def solver_slots(step: SolverStep, latent: Slot) -> tuple[Slot, ...]:
 
 def solver_noise(step: SolverStep, latent: Slot) -> tuple[Noise, ...]:
     """The fresh noise of a stochastic solver."""
-    return (Noise(name=NOISE, dtype=latent.dtype, shape=latent.shape),) if step.noisy else ()
+    if not step.noisy:
+        return ()
+    return (Noise(name=NOISE, dtype=latent.dtype, shape=latent.shape, steps=step.calls),)

@@ -98,7 +98,11 @@ def sine(levels: Levels) -> Callable[[Array, int], Array]:
 )
 def test_stochastic_means_reach_their_order(order, factor, expected):
     """Without the noise drawn, an SDE step is its mean; the published third order is second."""
-    eta = 1.0
+    assert mean_order(order, factor) == pytest.approx(expected, abs=0.1)
+
+
+def mean_order(order: int, factor: float, eta: float = 1.0) -> float:
+    """The order of convergence of an SDE solver's mean."""
 
     def mean_error(steps: int) -> float:
         run = Sampling(uniform_log_snr, steps, "denoised", order, eta=eta)
@@ -116,4 +120,19 @@ def test_stochastic_means_reach_their_order(order, factor, expected):
         integral = float(weights @ integrand) * (end - start) / 2
         return abs(float(found[0]) - keep - levels.alpha[-1] * integral)
 
-    assert np.log2(mean_error(320) / mean_error(640)) == pytest.approx(expected, abs=0.1)
+    return float(np.log2(mean_error(320) / mean_error(640)))
+
+
+def claimed_and_measured() -> dict[str, tuple[int, float]]:
+    """Solver → (order claimed, order measured), for reports."""
+    found: dict[str, tuple[int, float]] = {}
+    for form in ("noise", "data"):
+        for order, variant in ((1, "midpoint"), (2, "midpoint"), (2, "taylor"), (3, "midpoint")):
+            measured = measured_order(looking_back(form, order, variant), 320)
+            found[f"{form} multistep {order} {variant}"] = (order, measured)
+        for order, variant in ((2, "midpoint"), (2, "taylor"), (3, "midpoint"), (3, "taylor")):
+            measured = measured_order(looking_inside(form, order, variant))
+            found[f"{form} singlestep {order} {variant}"] = (order, measured)
+    for order in (1, 2, 3):
+        found[f"stochastic mean {order}"] = (order, mean_order(order, 2.0))
+    return found
