@@ -5,8 +5,10 @@ from typing import Any
 
 from optimize.kernels.gather_rows import onnx_lowering as gather_rows
 from optimize.kernels.scatter_rows import onnx_lowering as scatter_rows
+from optimize.kernels.solver_step import onnx_lowering as solver_step
 
 ONNX_LOWERINGS: Mapping[str, Callable[..., Any]] = {
     "optimize::gather_rows": gather_rows.lower,
     "optimize::scatter_rows": scatter_rows.lower,
+    "optimize::solver_step": solver_step.lower,
 }

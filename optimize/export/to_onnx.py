@@ -79,7 +79,7 @@ def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> OnnxG
             if place.name not in initializers:
                 initializers[place.name] = _initializer(place)
             values[node] = initializers[place.name]
-            b.declare(values[node], node.meta["val"].shape)
+            b.declare(values[node], node.meta["val"])
         elif node.op == "call_function":
             values[node] = _translate(b, node, values)
             _declare(b, values[node], node)
@@ -124,7 +124,7 @@ def _input(b: OnnxBuilder, node: fx.Node, names: Mapping[str, str], taken: set[s
         shape=_onnx_shape(example.shape, names),
         type=ir.TensorType(DTYPES[example.dtype]),
     )
-    b.declare_input(value, example.shape)
+    b.declare_input(value, example)
     return value
 
 
@@ -233,7 +233,7 @@ def _declare(b: OnnxBuilder, value: Any, node: fx.Node) -> None:
     )
     for item, traced in pairs:
         if isinstance(item, ir.Value) and isinstance(traced, torch.Tensor):
-            b.declare(item, traced.shape)
+            b.declare(item, traced)
 
 
 def _source(node: fx.Node) -> str:

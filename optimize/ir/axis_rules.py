@@ -116,4 +116,5 @@ RULES: dict[str, Rule] = {
     "getitem": layout.getitem_axes,
     "optimize::gather_rows": compute.gather_rows_axes,
     "optimize::scatter_rows": compute.scatter_rows_axes,
+    "optimize::solver_step": compute.solver_step_axes,
 }

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from optimize.ir.denoise import FlowSchedule, Levels, VarianceSchedule
+from optimize.ir.noise_path import Levels
+from optimize.ir.schedules import FlowSchedule, VarianceSchedule
 from optimize.ir.solver_step import DataStep, EulerStep, constant_error
 from optimize.passes.solvers.ddim import ddim
 from optimize.passes.solvers.dpm_solver_pp import dpm_solver_pp
