@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from optimize.ir.errors import InputModelError
+from optimize.ir.noise_path import Array, Levels, NoisePath
 
 COSINE_OFFSET = 0.008
 
@@ -45,12 +45,12 @@ class MeanRevertingSchedule:
             )
 
     @cached_property
-    def rates(self) -> NDArray[np.float64]:
+    def rates(self) -> Array:
         """Speed of the drift to the mean at each timestep, [timesteps + 1], per unit of time."""
         count = self.timesteps + 2
         phase = (np.arange(count + 1) / count + COSINE_OFFSET) / (1 + COSINE_OFFSET)
         kept = np.cos(phase * np.pi / 2) ** 2
-        rates: NDArray[np.float64] = 1 - kept[1:-1] / kept[0]
+        rates: Array = 1 - kept[1:-1] / kept[0]
         return rates
 
     @cached_property
@@ -59,21 +59,67 @@ class MeanRevertingSchedule:
         return float(-np.log(self.final_alpha) / self.rates.sum())
 
     @cached_property
-    def log_alphas(self) -> NDArray[np.float64]:
+    def log_alphas(self) -> Array:
         """Logarithm of alpha at each timestep, [timesteps + 1], decreasing, below 0."""
-        log_alphas: NDArray[np.float64] = -np.cumsum(self.rates) * self.time_step
+        log_alphas: Array = -np.cumsum(self.rates) * self.time_step
         return log_alphas
 
-    def alpha(self, timestep: NDArray[np.float64]) -> NDArray[np.float64]:
+    def alpha(self, timestep: Array) -> Array:
         """Share of clean - mean in a latent, at any timesteps in [0, timesteps].
 
         Between two whole timesteps its logarithm is linear: the rate is constant there.
         """
-        grid = np.arange(self.timesteps + 1)
-        alpha: NDArray[np.float64] = np.exp(np.interp(timestep, grid, self.log_alphas))
+        alpha: Array = np.exp(np.interp(timestep, self._whole_timesteps, self.log_alphas))
         return alpha
 
-    def sigma(self, timestep: NDArray[np.float64]) -> NDArray[np.float64]:
+    def sigma(self, timestep: Array) -> Array:
         """Standard deviation of the noise in a latent, at any timesteps in [0, timesteps]."""
-        sigma: NDArray[np.float64] = self.stationary_sigma * np.sqrt(1 - self.alpha(timestep) ** 2)
+        sigma: Array = self.stationary_sigma * np.sqrt(1 - self.alpha(timestep) ** 2)
         return sigma
+
+    def levels(self, steps: int) -> Levels:
+        """The noise levels of a run: timesteps equally spaced, down to 0, where noise is left."""
+        timestep = np.linspace(self.timesteps, 0, steps + 1)
+        alpha, sigma = self.alpha(timestep), self.sigma(timestep)
+        return Levels(alpha, sigma, timestep[:-1], self, self.prior)
+
+    @property
+    def path(self) -> NoisePath:
+        """The schedule itself; its levels are sigma / alpha."""
+        return self
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The levels of timestep 0 and of the last one."""
+        low, high = self.level(np.array([0.0, self.timesteps]))
+        return float(low), float(high)
+
+    @property
+    def prior(self) -> float:
+        """Standard deviation of the latent at pure noise."""
+        return self.stationary_sigma
+
+    def split(self, level: Array) -> tuple[Array, Array]:
+        """Alpha and sigma at levels."""
+        alpha = 1.0 / np.sqrt(1.0 + (level / self.stationary_sigma) ** 2)
+        return alpha, level * alpha
+
+    def time(self, level: Array) -> Array:
+        """The timesteps of levels; those below the lowest of training have timestep 0."""
+        alpha, _ = self.split(level)
+        time: Array = np.interp(-np.log(alpha), -self.log_alphas, self._whole_timesteps)
+        return time
+
+    def level(self, time: Array) -> Array:
+        """The levels of timesteps."""
+        level: Array = self.sigma(time) / self.alpha(time)
+        return level
+
+    def level_at(self, half_log_snr: Array) -> Array:
+        """The level at which log(alpha / sigma) is this."""
+        level: Array = np.exp(-half_log_snr)
+        return level
+
+    @property
+    def _whole_timesteps(self) -> Array:
+        return np.arange(self.timesteps + 1.0)

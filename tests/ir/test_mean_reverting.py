@@ -7,6 +7,7 @@ import pytest
 
 from optimize.ir.errors import InputModelError
 from optimize.ir.mean_reverting import MeanRevertingSchedule
+from optimize.ir.schedules import Respaced
 
 ENDS = np.array([0.0, 100.0])
 
@@ -49,3 +50,34 @@ def test_spread_is_that_of_the_stationary_process() -> None:
 def test_refuses_values_out_of_range(timesteps: int, sigma: float, alpha: float) -> None:
     with pytest.raises(InputModelError, match="MeanRevertingSchedule: found"):
         MeanRevertingSchedule(timesteps, sigma, alpha)
+
+
+def test_levels_lead_from_the_last_timestep_to_the_first() -> None:
+    schedule = MeanRevertingSchedule()
+    levels = schedule.levels(8)
+    assert levels.timestep.tolist() == [100.0, 87.5, 75.0, 62.5, 50.0, 37.5, 25.0, 12.5]
+    timestep = np.append(levels.timestep, 0.0)
+    assert np.array_equal(levels.alpha, schedule.alpha(timestep))
+    assert np.array_equal(levels.sigma, schedule.sigma(timestep))
+    assert levels.prior == schedule.stationary_sigma
+
+
+def test_path_reads_timesteps_off_levels_and_back() -> None:
+    path = MeanRevertingSchedule().path
+    timestep = np.array([0.0, 0.25, 3.5, 60.0, 99.9, 100.0])
+    level = path.level(timestep)
+    assert path.time(level) == pytest.approx(timestep, abs=1e-9)
+    alpha, sigma = path.split(level)
+    assert sigma / alpha == pytest.approx(level)
+    assert alpha == pytest.approx(MeanRevertingSchedule().alpha(timestep))
+    assert path.level_at(np.log(alpha / sigma)) == pytest.approx(level)
+    assert path.ends == pytest.approx((0.00221736, 39.2152), rel=1e-5)
+    assert [float(item[0]) for item in path.split(np.zeros(1))] == [1.0, 0.0]
+
+
+def test_can_be_spaced_evenly_in_log_snr() -> None:
+    schedule = Respaced(MeanRevertingSchedule(), "log_snr", final="lowest")
+    levels = schedule.levels(10)
+    half = levels.half_log_snr
+    assert np.diff(half) == pytest.approx(np.full(10, (6.11144 + 3.66906) / 10), abs=1e-5)
+    assert levels.timestep[0] == pytest.approx(100.0)
