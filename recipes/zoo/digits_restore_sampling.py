@@ -17,10 +17,15 @@ from typing import Literal
 import numpy as np
 import torch
 
+from optimize.ir.solver_graph import NOISE
 from optimize.recipes.zoo.digits_restore import SCHEDULE, DigitsRestorer
+from optimize.runtime import philox
 
 Form = Literal["data", "noise"]
 """What a step of the MR Sampler extrapolates: the clean estimate or the predicted noise."""
+
+
+FEW_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -69,46 +74,52 @@ def mean_reverting_steps(count: int) -> list[Step]:
     ]
 
 
-def draw_noise(degraded: torch.Tensor, seed: int) -> torch.Tensor:
-    """Standard normal noise of the shape of `degraded`, float32, the same for the same seed."""
-    return torch.randn(degraded.shape, generator=torch.Generator().manual_seed(seed))
+def draw_noise(seed: int, slot: str, step: int, like: torch.Tensor) -> torch.Tensor:
+    """Standard normal noise of the shape of `like`, float32: what a program draws for that slot."""
+    return torch.from_numpy(philox.normal_batch(seed, slot, step, tuple(like.shape))).float()
 
 
 @torch.no_grad()
 def sample_mean_reverting(
     model: DigitsRestorer,
     degraded: torch.Tensor,
-    noise: torch.Tensor,
+    seed: int,
     steps: int,
-    order: Literal[1, 2] = 2,
+    order: int = 2,
     form: Form = "data",
-    seed: int | None = None,
+    stochastic: bool = False,
+    denoise_last: bool = False,
 ) -> torch.Tensor:
     """Restores by the MR Sampler, one denoiser call per step.
 
     Args:
         model: the denoiser.
         degraded: [B, 1, 32, 32], float32, in [0, 1].
-        noise: of the same shape, the first latent's, of unit variance.
+        seed: of all noise; the same noise as of a captured program with this seed.
         steps: at least 1.
-        order: of the steps after the first, whose order is 1.
+        order: 1 or 2, of the steps after the first, whose order is 1.
         form: what is extrapolated.
-        seed: of the noise added in each step; None solves the ordinary differential equation.
+        stochastic: solve the stochastic differential equation, not the ordinary one.
+        denoise_last: return the last clean estimate instead of stepping to timestep 0, where some
+            noise is left.
     Returns:
         Images, [B, 1, 32, 32], float32, around [0, 1], not clipped.
     """
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
     advance = data_step if form == "data" else noise_step
-    latent = degraded + SCHEDULE.stationary_sigma * noise
+    latent = _first_latent(degraded, seed)
     previous = None
-    for step in mean_reverting_steps(steps):
-        estimate = predict_noise(model, latent, step.timestep, degraded)
-        if form == "data":
-            estimate = clean_estimate(latent, estimate, degraded, step.alpha_from, step.sigma_from)
+    for number, step in enumerate(mean_reverting_steps(steps)):
+        noise = predict_noise(model, latent, step.timestep, degraded)
+        clean = clean_estimate(latent, noise, degraded, step.alpha_from, step.sigma_from)
+        if denoise_last and number == steps - 1:
+            return clean
+        estimate = clean if form == "data" else noise
         slope = torch.zeros_like(estimate)  # change of the estimate over a step of this size
-        if order == 2 and previous is not None and step.previous_size is not None:
+        # In short runs the authors' code lowers the order of the last step but one.
+        lowered = steps < FEW_STEPS and number == steps - 2
+        if order == 2 and not lowered and previous is not None and step.previous_size is not None:
             slope = (estimate - previous) * (step.size / step.previous_size)
-        fresh = None if generator is None else torch.randn(latent.shape, generator=generator)
+        fresh = draw_noise(seed, NOISE, number, latent) if stochastic else None
         latent = advance(latent, degraded, estimate, slope, step, fresh)
         previous = estimate
     return latent
@@ -161,18 +172,15 @@ def noise_step(
 
 
 @torch.no_grad()
-def sample_posterior(
-    model: DigitsRestorer, degraded: torch.Tensor, noise: torch.Tensor, seed: int
-) -> torch.Tensor:
+def sample_posterior(model: DigitsRestorer, degraded: torch.Tensor, seed: int) -> torch.Tensor:
     """Restores by IR-SDE's posterior sampler: 100 denoiser calls, from timestep 100 to 1.
 
     Each step draws from the distribution of the next latent given this one and the clean estimate.
     Arguments and result are as of `sample_mean_reverting`.
     """
-    generator = torch.Generator().manual_seed(seed)
     alphas = np.exp(SCHEDULE.log_alphas)
     sigmas = SCHEDULE.stationary_sigma * np.sqrt(1 - alphas**2)
-    latent = degraded + SCHEDULE.stationary_sigma * noise
+    latent = _first_latent(degraded, seed)
     for timestep in range(SCHEDULE.timesteps, 0, -1):
         predicted = predict_noise(model, latent, timestep, degraded)
         alpha, next_alpha = alphas[timestep], alphas[timestep - 1]
@@ -182,31 +190,33 @@ def sample_posterior(
         from_clean = next_alpha * (1 - kept**2) / (1 - alpha**2)
         variance = (1 - kept**2) * (1 - next_alpha**2) / (1 - alpha**2)
         center = degraded + from_latent * (latent - degraded) + from_clean * (clean - degraded)
-        fresh = torch.randn(latent.shape, generator=generator)
+        fresh = draw_noise(seed, NOISE, SCHEDULE.timesteps - timestep, latent)
         latent = center + SCHEDULE.stationary_sigma * math.sqrt(variance) * fresh
     return latent
 
 
 @torch.no_grad()
-def sample_euler(
-    model: DigitsRestorer, degraded: torch.Tensor, noise: torch.Tensor, seed: int
-) -> torch.Tensor:
+def sample_euler(model: DigitsRestorer, degraded: torch.Tensor, seed: int) -> torch.Tensor:
     """Restores by Euler steps of IR-SDE's reverse stochastic equation: 100 denoiser calls.
 
     Arguments and result are as of `sample_mean_reverting`.
     """
-    generator = torch.Generator().manual_seed(seed)
     sigmas = SCHEDULE.sigma(np.arange(SCHEDULE.timesteps + 1.0))
-    latent = degraded + SCHEDULE.stationary_sigma * noise
+    latent = _first_latent(degraded, seed)
     for timestep in range(SCHEDULE.timesteps, 0, -1):
         rate = SCHEDULE.rates[timestep]
         diffusion = 2 * SCHEDULE.stationary_sigma**2 * rate  # squared
         score = -predict_noise(model, latent, timestep, degraded) / sigmas[timestep]
         drift = rate * (degraded - latent) - diffusion * score
-        fresh = torch.randn(latent.shape, generator=generator)
+        fresh = draw_noise(seed, NOISE, SCHEDULE.timesteps - timestep, latent)
         latent = latent - drift * SCHEDULE.time_step
         latent = latent + math.sqrt(diffusion * SCHEDULE.time_step) * fresh
     return latent
+
+
+def _first_latent(degraded: torch.Tensor, seed: int) -> torch.Tensor:
+    """A latent at the last timestep, where next to nothing is left of the clean image."""
+    return degraded + SCHEDULE.stationary_sigma * draw_noise(seed, "latent", 0, degraded)
 
 
 def predict_noise(

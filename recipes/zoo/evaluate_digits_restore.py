@@ -8,9 +8,10 @@ Prints the figures of the model card `digits_restore.md`, the table ready to pas
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,6 @@ from optimize.recipes.zoo.digits_degradation import (
 from optimize.recipes.zoo.digits_judge import DigitsJudge
 from optimize.recipes.zoo.digits_restore import DigitsRestorer, load_digits_restore
 from optimize.recipes.zoo.digits_restore_sampling import (
-    draw_noise,
     sample_euler,
     sample_mean_reverting,
     sample_posterior,
@@ -37,30 +37,35 @@ from optimize.recipes.zoo.digits_restore_sampling import (
 CALL_COUNTS = (5, 10, 20)
 RESAMPLES = 1000
 SHEET_COLUMNS = 24
-ADDED_NOISE_SEED = 2
-SHOWN = (("IR-SDE posterior", 100), ("MR Sampler ODE-2", 10), ("MR Sampler SDE-2", 10))
+SEED = 1
+SHOWN = (("IR-SDE posterior", 100), ("ODE-1", 5), ("ODE-2, denoise last", 10), ("SDE-1", 10))
 
-Sampler = Callable[[DigitsRestorer, torch.Tensor, torch.Tensor], torch.Tensor]
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "ODE-1": {"order": 1},
+    "ODE-2": {"order": 2},
+    "ODE-2, denoise last": {"order": 2, "denoise_last": True},
+    "SDE-1": {"order": 1, "stochastic": True},
+    "SDE-2": {"order": 2, "stochastic": True},
+    "SDE-2, denoise last": {"order": 2, "stochastic": True, "denoise_last": True},
+}
+"""The MR Sampler by its options."""
+
+Sampler = Callable[[DigitsRestorer, torch.Tensor, int], torch.Tensor]
 
 
 def samplers() -> Iterator[tuple[str, int, Sampler]]:
     """Name, denoiser calls and function of each sampler; the reference of the gains first."""
-    yield "IR-SDE posterior", 100, partial(sample_posterior, seed=ADDED_NOISE_SEED)
-    yield "IR-SDE Euler", 100, partial(sample_euler, seed=ADDED_NOISE_SEED)
-    for calls in CALL_COUNTS:
-        yield "MR Sampler ODE-1", calls, partial(sample_mean_reverting, steps=calls, order=1)
-    for calls in CALL_COUNTS:
-        yield "MR Sampler ODE-2", calls, partial(sample_mean_reverting, steps=calls)
-    for calls in CALL_COUNTS:
-        stochastic = partial(sample_mean_reverting, steps=calls, seed=ADDED_NOISE_SEED)
-        yield "MR Sampler SDE-2", calls, stochastic
+    yield "IR-SDE posterior", 100, sample_posterior
+    yield "IR-SDE Euler", 100, sample_euler
+    for name, options in PUBLISHED.items():
+        for calls in CALL_COUNTS:
+            yield name, calls, partial(sample_mean_reverting, steps=calls, **options)
 
 
 def print_quality(
     model: DigitsRestorer, judge: DigitsJudge, pairs: DegradedDigits
 ) -> dict[str, torch.Tensor]:
     """Prints one row per sampler; returns the images of the samplers that the sheet shows."""
-    noise = draw_noise(pairs.degraded, seed=1)
     print(
         "\n| sampler | calls | PSNR, dB | gain over posterior, dB [95 %] | "
         f"{' | '.join(TASKS)} | judge | Frechet |"
@@ -69,7 +74,7 @@ def print_quality(
     print_row("none (degraded)", 0, pairs.degraded, None, judge, pairs)
     reference, shown = None, {}
     for name, calls, sample in samplers():
-        images = sample(model, pairs.degraded, noise)
+        images = sample(model, pairs.degraded, SEED)
         decibels = print_row(name, calls, images, reference, judge, pairs)
         reference = decibels if reference is None else reference
         if (name, calls) in SHOWN:

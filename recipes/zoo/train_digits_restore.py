@@ -1,6 +1,6 @@
 """Trains the digits restorer on one CPU core and writes its weights and metrics.
 
-    python -m optimize.recipes.zoo.train_digits_restore --steps 12000 --out recipes/zoo
+    python -m optimize.recipes.zoo.train_digits_restore --steps 8000 --out recipes/zoo
 
 Clean digits are jittered and degraded afresh for every batch.
 """
@@ -22,7 +22,7 @@ from optimize.recipes.zoo.digits_degradation import (
     unit_range,
 )
 from optimize.recipes.zoo.digits_restore import SCHEDULE, DigitsRestorer
-from optimize.recipes.zoo.digits_restore_sampling import draw_noise, sample_mean_reverting
+from optimize.recipes.zoo.digits_restore_sampling import sample_mean_reverting
 from optimize.recipes.zoo.training import (
     RunOptions,
     batches,
@@ -41,7 +41,7 @@ class RestoreOptions(RunOptions):
             untouched digits lie on their native grid of 8x8, and held-out ones do so, too.
     """
 
-    steps: int = 12000
+    steps: int = 8000
     batch_size: int = 64
     other_rate: float = 2e-3
     average_decay: float = 0.999
@@ -103,7 +103,6 @@ def train(model: DigitsRestorer, data: DigitsData, options: RestoreOptions, out:
     generator = torch.Generator().manual_seed(options.seed)
     source = batches(data.train, options.batch_size, generator)
     pairs = degraded_digits(data.held_out, seed=0)
-    noise = draw_noise(pairs.clean, seed=1)
 
     def loss_of_batch() -> torch.Tensor:
         images, _ = next(source)
@@ -111,7 +110,7 @@ def train(model: DigitsRestorer, data: DigitsData, options: RestoreOptions, out:
         return restore_loss(model, clean, options, generator)
 
     def check(averaged: DigitsRestorer) -> dict[str, float]:
-        restored = sample_mean_reverting(averaged, pairs.degraded, noise, steps=10)
+        restored = sample_mean_reverting(averaged, pairs.degraded, seed=1, steps=10)
         return {"psnr": float(image_psnr(restored, pairs.clean).mean())}
 
     run_training(model, loss_of_batch, check, options, out / "digits_restore.safetensors")
