@@ -40,6 +40,10 @@ class OnnxOps(Protocol):
         """`value` in the dtype of `other`; both came from the traced graph."""
         ...
 
+    def number_like(self, number: float, other: Value) -> Value:
+        """A constant scalar in the dtype of a value that came from the traced graph."""
+        ...
+
     def sizes(self, value: Value) -> tuple[Size, ...]:
         """The shape of a value that came from the traced graph."""
         ...

@@ -47,6 +47,7 @@ from optimize.ir.solver_step import (
     constant_error,
 )
 from optimize.passes.pass_base import Declined, OracleResult, Pass, Rewritten
+from optimize.passes.solvers.adaptive import adaptive_program
 from optimize.passes.solvers.catalog import SOLVERS, solve
 from optimize.passes.solvers.dualfast import MANY_STEPS, DualFast
 from optimize.passes.solvers.solver_base import Sampling, Variant
@@ -66,7 +67,12 @@ SolverName = Literal[
     "unipc",
     "mr_sampler",
     "multistep",
+    "dpm_solver_adaptive",
 ]
+ADAPTIVE = "dpm_solver_adaptive"
+ABSOLUTE = 0.0078 / 0.05
+"""Absolute to relative tolerance of the adaptive solver, as its authors have it for pixels."""
+
 LATENT_CHANNELS = (1, 3)
 """Channels of pixels; latents of other sizes are no images, which thresholding assumes."""
 
@@ -87,6 +93,8 @@ class FuseSolver(Pass):
         variant: how second-order terms are weighted.
         eta: strength of fresh noise, >= 0; 0 is deterministic.
         dualfast: strength of DualFast's mixing, >= 0; None leaves it out.
+        tolerance: relative error of a step of "dpm_solver_adaptive", which takes as many as it
+            needs, in (0, 1]; order 2 or 3.
         thresholding: quantile of dynamic thresholding, in (0, 1]; None leaves it out. For models of
             pixels in [-1, 1], not of latents.
     """
@@ -100,6 +108,7 @@ class FuseSolver(Pass):
     eta: float = 0.0
     dualfast: float | None = None
     thresholding: float | None = None
+    tolerance: float = 0.05
 
     numerics: ClassVar[Literal["exact", "rounding", "approximate"]] = "approximate"
 
@@ -113,7 +122,7 @@ class FuseSolver(Pass):
                 raise ValueError(
                     f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(known)}"
                 )
-        highest = 1 if self.solver == "same" else SOLVERS[self.solver].highest_order
+        highest = self._highest_order
         if self.order is not None and not 1 <= self.order <= highest:
             raise ValueError(
                 f"order: found {self.order}, expected a whole number in [1, {highest}] "
@@ -121,20 +130,36 @@ class FuseSolver(Pass):
             )
         if self.steps is not None:
             check_steps(self.steps)
-        limits = {"eta": (0.0, 100.0), "dualfast": (0.0, 10.0), "shift": (1e-3, 1e3)}
+        if self.solver == ADAPTIVE and (self.steps is not None or self.order == 1):
+            raise ValueError(
+                f"{ADAPTIVE}: found steps {self.steps} and order {self.order}, expected order 2 or 3 "
+                "and no steps: it takes as many as `tolerance` needs"
+            )
+        limits = {
+            "tolerance": (1e-8, 1.0),
+            "eta": (0.0, 100.0),
+            "dualfast": (0.0, 10.0),
+            "shift": (1e-3, 1e3),
+        }
         for name, (low, high) in {**limits, "thresholding": (1e-6, 1.0)}.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}: found {value}, expected a number in [{low}, {high}]")
-        if self.solver == "same" and self._changes_numbers:
+        if self.solver in ("same", ADAPTIVE) and self._changes_numbers:
             raise ValueError(
-                "solver: found 'same' with eta, dualfast, thresholding or variant, expected a "
+                f"solver: found {self.solver!r} with eta, dualfast, thresholding or variant, expected a "
                 "named solver, which takes them; for example ddim or dpm_solver_pp"
             )
         if self.schedule == "same" and self.shift != 1.0:
             raise ValueError(
                 f"shift: found {self.shift} with schedule 'same', expected it with schedule 'time'"
             )
+
+    @property
+    def _highest_order(self) -> int:
+        if self.solver == ADAPTIVE:
+            return 3
+        return 1 if self.solver == "same" else SOLVERS[self.solver].highest_order
 
     @property
     def _changes_numbers(self) -> bool:
@@ -149,6 +174,8 @@ class FuseSolver(Pass):
             return "the program has no denoising loop"
         if "solver" not in program.graphs:
             return "the solver is already fused"
+        if self.solver == ADAPTIVE:
+            return None if program.plan is None else f"{ADAPTIVE} has no fixed steps to plan for"
         try:
             self._step(program.description)
         except (ValueError, InputModelError) as reason:
@@ -158,6 +185,8 @@ class FuseSolver(Pass):
     def rewrite(self, program: Program) -> Rewritten:
         description = program.description
         assert description is not None
+        if self.solver == ADAPTIVE:
+            return self._adaptive(program)
         step = self._step(description)
         if self.thresholding is not None:
             _warn_of_latents(program)
@@ -212,6 +241,15 @@ class FuseSolver(Pass):
         details = {"solver": step.name, "steps": step.calls, "denoiser_calls": step.calls}
         return Rewritten(new, tuple(sorted(called)), details)
 
+    def _adaptive(self, program: Program) -> Rewritten:
+        order = 2 if self.order is None else self.order
+        try:
+            made = adaptive_program(program, order, (ABSOLUTE * self.tolerance, self.tolerance))
+        except ValueError as reason:
+            raise Declined(str(reason)) from reason
+        sites = tuple(sorted(name for name in made.graphs if name not in program.graphs))
+        return Rewritten(made, sites, {"solver": f"dpm_solver_{order - 1}{order}"})
+
     def oracles(
         self, before: Program, after: Program, request: Mapping[str, Any]
     ) -> list[OracleResult]:
@@ -222,6 +260,8 @@ class FuseSolver(Pass):
         """
         description = after.description
         assert description is not None
+        if self.solver == ADAPTIVE:
+            return []
         step = self._step(description)
         stored = step.stored(after.tables)
         error = constant_error(stored, description.prediction)
@@ -247,12 +287,11 @@ class FuseSolver(Pass):
             check_levels(found)
             return found
 
-        highest = SOLVERS[self.solver].highest_order
         run = Sampling(
             levels,
             steps,
             description.prediction,
-            order=min(2, highest, steps) if self.order is None else self.order,
+            order=min(2, self._highest_order, steps) if self.order is None else self.order,
             variant=self.variant,
             eta=self.eta,
             dualfast=None if self.dualfast is None else DualFast(self.dualfast),

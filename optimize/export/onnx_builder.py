@@ -112,6 +112,10 @@ class OnnxBuilder:
         dtype = self._traced[other].dtype
         return value if self._traced[value].dtype == dtype else self.cast(value, dtype)
 
+    def number_like(self, number: float, other: ir.Value) -> ir.Value:
+        """A constant scalar in the dtype of a value that came from the traced graph."""
+        return self.constant(number, self._traced[other].dtype)
+
     def declare(self, value: ir.Value, traced: torch.Tensor) -> None:
         """Records the traced shape and dtype of a value."""
         self._traced[value] = traced

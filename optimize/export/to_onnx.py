@@ -109,7 +109,7 @@ def _model_names(names: Sequence[str], values: Sequence[ir.Value]) -> dict[str, 
     return {name: str(value.name) for name, value in zip(names, values, strict=True)}
 
 
-def _free(name: str, taken: set[str], suffix: str) -> str:
+def free_name(name: str, taken: set[str], suffix: str) -> str:
     """The name, or one like it that nothing has yet; it is then taken."""
     while name in taken:
         name += suffix
@@ -120,7 +120,7 @@ def _free(name: str, taken: set[str], suffix: str) -> str:
 def _input(b: OnnxBuilder, node: fx.Node, names: Mapping[str, str], taken: set[str]) -> ir.Value:
     example = node.meta["val"]
     value = ir.Value(
-        name=_free(node.name, taken, "_in"),
+        name=free_name(node.name, taken, "_in"),
         shape=_onnx_shape(example.shape, names),
         type=ir.TensorType(DTYPES[example.dtype]),
     )
@@ -261,7 +261,7 @@ def _outputs(
             b.nodes.append(ir.Node("", "Identity", [values[node]], outputs=[value]))
         used.add(value)
         example = node.meta["val"]
-        value.name = _free(name, taken, "_out")
+        value.name = free_name(name, taken, "_out")
         value.shape = _onnx_shape(example.shape, names)
         value.type = ir.TensorType(DTYPES[example.dtype])
         outputs.append(value)

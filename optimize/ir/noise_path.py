@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating[Any]]
 """Always float64."""
 
-PURE_NOISE_ALPHA = 1e-3
-"""Stands for alpha = 0 (pure noise) where a log-SNR is needed, which would be minus infinity."""
+PURE_NOISE_SHARE = 0.5
+"""Pure noise has a half log-SNR of minus infinity; solvers that divide by its steps are given that of
+this share of the next level's alpha."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,12 @@ class Levels:
 
 
 def half_log_snr(alpha: Array, sigma: Array) -> Array:
-    """log(alpha / sigma), with alpha not below `PURE_NOISE_ALPHA`; infinite where sigma is 0."""
+    """log(alpha / sigma) of falling noise; finite at pure noise, infinite where sigma is 0."""
+    alpha = np.array(alpha, dtype=np.float64)
+    if len(alpha) > 1 and alpha[0] == 0:
+        alpha[0] = PURE_NOISE_SHARE * alpha[1]
     with np.errstate(divide="ignore"):
-        result: Array = np.log(np.maximum(alpha, PURE_NOISE_ALPHA)) - np.log(sigma)
+        result: Array = np.log(alpha) - np.log(sigma)
     return result
 
 
@@ -135,7 +139,7 @@ class VariancePath:
     def __init__(self, kept: Array | Sequence[float]) -> None:
         self.kept = np.asarray(kept, dtype=np.float64)
         # Zero terminal SNR: pure noise has no finite level.
-        safe = np.maximum(self.kept, PURE_NOISE_ALPHA**2)
+        safe = np.maximum(self.kept, 1e-6)
         self.log_levels = 0.5 * (np.log1p(-safe) - np.log(safe))
 
     @property

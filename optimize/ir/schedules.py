@@ -27,6 +27,9 @@ from optimize.ir.noise_path import (
 RHO = 7.0
 """Exponent of Karras et al. (2022)."""
 
+LEAST_ALPHA = 1e-3
+"""Where a spacing in log-SNR begins that starts at pure noise."""
+
 BETA = 0.6
 """Both parameters of the law of Lee et al. (2024)."""
 
@@ -222,7 +225,7 @@ class Respaced:
             return level
         if self.spacing == "log_snr":
             alpha, sigma = self.path.split(np.array([high, low]))
-            start, end = half_log_snr(alpha, sigma)
+            start, end = half_log_snr(np.maximum(alpha, LEAST_ALPHA), sigma)
             level = self.path.level_at(start + part * (end - start))
             # Pure noise stands for itself, not for the finite log-SNR it is given.
             return np.concatenate([[high], level[1:-1], [low]])

@@ -56,20 +56,28 @@ def solver_graph(denoiser: Graph, step: SolverStep) -> Graph:
     return builder.finish(outputs, denoiser.dimensions)
 
 
-def fused_graph(denoiser: Graph, solver: Graph) -> Graph:
+def fused_graph(denoiser: Graph, solver: Graph, *, evaluate: bool = False) -> Graph:
     """A denoiser with the solver behind it, as one graph.
 
     Inputs and outputs are those of both, without the prediction between them.
+
+    Args:
+        evaluate: the solver was traced by itself, so its shapes are worked out anew.
     """
     builder = Builder(fake_mode_of(denoiser))
+    latent = denoiser.node("latent").meta["val"]
     inputs: dict[str, fx.Node] = {}
     for graph in (denoiser, solver):
         for name in graph.inputs:
             if name != "prediction" and name not in inputs:
-                inputs[name] = builder.input(name, graph.node(name).meta["val"])
+                value = graph.node(name).meta["val"]
+                if evaluate and graph is solver:
+                    like = value.dim() == latent.dim()
+                    value = latent if like else builder.fake(value.shape, value.dtype)
+                inputs[name] = builder.input(name, value)
     outputs = builder.inline(denoiser, inputs)
     prediction = outputs.pop("prediction")
-    made = builder.inline(solver, {**inputs, "prediction": prediction})
+    made = builder.inline(solver, {**inputs, "prediction": prediction}, evaluate)
     _fuse_guidance(builder, prediction)
     return builder.finish({**made, **outputs}, denoiser.dimensions)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optimize.ir.noise_path import PURE_NOISE_ALPHA, Array, Levels
+from optimize.ir.noise_path import Array, Levels
 from optimize.ir.solver_step import Estimate, SolverStep, recorded
 from optimize.passes.solvers.solver_base import Sampling
 
@@ -80,7 +80,7 @@ def _stages(outer: Levels, calls: int, eta: float) -> list[Stage]:
             "dpm_solver_pp_ancestral: found noise levels without a path, expected a schedule that "
             "knows the middle of a step; use dpm_solver_pp with eta"
         )
-    ratio = outer.sigma / np.maximum(outer.alpha, PURE_NOISE_ALPHA)
+    ratio = np.exp(-outer.half_log_snr)
     doubles = calls - outer.steps
     stages = []
     for step, timestep in enumerate(outer.timestep):

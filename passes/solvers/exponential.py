@@ -186,12 +186,17 @@ def step_orders(levels: Levels, order: int, last_steps: LastSteps) -> list[int]:
     return orders
 
 
-def singlestep(name: str, run: Sampling, form: Form) -> SolverStep:
+def singlestep(name: str, run: Sampling, form: Form, *, fixed: bool = False) -> SolverStep:
     """A solver that looks inside each step: as many calls per step as its order.
 
     The levels of the run are those of the calls; a step of order 3 goes over three of them, so that
     the points inside follow the same schedule.
 
+    Args:
+        name: of the result.
+        run: what is to be solved; order 1, 2 or 3.
+        form: what is integrated.
+        fixed: every step has the full order, in place of the "fast" plan, whose last are lower.
     Raises:
         ValueError: the run does not suit the solver.
     """
@@ -202,7 +207,7 @@ def singlestep(name: str, run: Sampling, form: Form) -> SolverStep:
     integrator = Integrator(levels, form, 0.0, run.variant)
     places = [
         (first, stage, order)
-        for first, order in _segments(levels, run.order)
+        for first, order in _segments(levels, run.order, fixed)
         for stage in range(order)
     ]
 
@@ -235,9 +240,9 @@ def singlestep(name: str, run: Sampling, form: Form) -> SolverStep:
     return recorded(name, levels, run.prediction, advance, 3, threshold=run.threshold)
 
 
-def _segments(levels: Levels, order: int) -> list[tuple[int, int]]:
+def _segments(levels: Levels, order: int, fixed: bool) -> list[tuple[int, int]]:
     """(first level, order) of each step of a singlestep run."""
-    orders = fast_plan(levels.steps, order)
+    orders = [order] * (levels.steps // order) if fixed else fast_plan(levels.steps, order)
     if levels.sigma[-1] == 0 and orders[-1] > 1:
         orders[-1:] = [orders[-1] - 1, 1]
     firsts = np.cumsum([0, *orders[:-1]])
