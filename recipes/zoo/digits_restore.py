@@ -23,7 +23,7 @@ from optimize.recipes.zoo.digits_dit import TimestepEmbedding
 from optimize.recipes.zoo.weights import with_weights
 
 WEIGHTS_PATH = Path(__file__).with_name("digits_restore.safetensors")
-WEIGHTS_SHA256 = "0c44a027304f342782dcd4f0d15fb62c59806a069704202fa8d90aa4433cc093"
+WEIGHTS_SHA256 = "1a3ebeb5228d68463e6a5b9c51461c7748cba626487ccd7f2dbdca14fde33ace"
 
 SCHEDULE = MeanRevertingSchedule()
 
