@@ -4,13 +4,15 @@
     unrolled         one engine call for all steps, or for a few
     onnx_loop        one engine call, with an ONNX `Loop` inside
 
-All run in one process on one thread; times are taken in turns and compared as medians. The step
-overhead is the time of a bundle without a network, whole requests included, against the `step` of
-diffusers' DPMSolverMultistepScheduler on the same latents.
+All run in one process on one thread; the processor times of that thread are taken in turns and
+compared as medians. The step overhead is the time of whole requests to a bundle without a network,
+divided by its steps, against the `step` of diffusers' DPMSolverMultistepScheduler on the same
+latents.
 """
 
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,7 +69,7 @@ def compare_forms(program: Program, repeats: int, **request: Any) -> dict[str, F
             sessions[name] = load(bundle, threads=1)
         latents = {name: session(**request)["latent"] for name, session in sessions.items()}
         runs = {name: _bound(session, request) for name, session in sessions.items()}
-        seconds = interleaved_seconds(runs, repeats)
+        seconds = interleaved_seconds(runs, repeats, clock=time.thread_time)
     return {
         name: FormResult(
             statistics.median(seconds[name]),
@@ -174,7 +176,7 @@ def step_overhead(steps: int = 20, repeats: int = 31) -> dict[str, float]:
             if not error < 1e-5:
                 raise RuntimeError(f"{name}: found a relative difference of {error} from diffusers")
             runs[name] = _bound(session, request)
-        seconds = interleaved_seconds(runs, repeats, warmup=3)
+        seconds = interleaved_seconds(runs, repeats, warmup=3, clock=time.thread_time)
     return {name: statistics.median(item) / steps for name, item in seconds.items()}
 
 
@@ -193,10 +195,11 @@ def main() -> None:
                 f"  {name:14} {found.seconds * 1e3:8.2f} ms  {base / found.seconds:5.2f}x  "
                 f"difference {found.difference:.1e}  graphs {found.megabytes:.2f} MB"
             )
-    print(f"a step without the network, latents {list(SHAPE)}")
-    overhead = step_overhead()
-    for name, found in overhead.items():
-        print(f"  {name:14} {found * 1e6:8.1f} us  {overhead['diffusers'] / found:5.2f}x")
+    for steps in (20, 50):
+        print(f"a step of {steps} without the network, latents {list(SHAPE)}")
+        overhead = step_overhead(steps)
+        for name, seconds in overhead.items():
+            print(f"  {name:14} {seconds * 1e6:8.1f} us  {overhead['diffusers'] / seconds:5.2f}x")
 
 
 if __name__ == "__main__":

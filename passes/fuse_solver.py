@@ -49,6 +49,7 @@ from optimize.ir.solver_step import (
 from optimize.passes.pass_base import Declined, OracleResult, Pass, Rewritten
 from optimize.passes.solvers.adaptive import adaptive_program
 from optimize.passes.solvers.catalog import SOLVERS, solve
+from optimize.passes.solvers.consistency import better_reading
 from optimize.passes.solvers.dualfast import MANY_STEPS, DualFast
 from optimize.passes.solvers.solver_base import Sampling, Variant
 from optimize.runtime.loop import Call
@@ -132,8 +133,8 @@ class FuseSolver(Pass):
             check_steps(self.steps)
         if self.solver == ADAPTIVE and (self.steps is not None or self.order == 1):
             raise ValueError(
-                f"{ADAPTIVE}: found steps {self.steps} and order {self.order}, expected order 2 or 3 "
-                "and no steps: it takes as many as `tolerance` needs"
+                f"{ADAPTIVE}: found steps {self.steps} and order {self.order}, expected order 2 or "
+                "3 and no steps: it takes as many as `tolerance` needs"
             )
         limits = {
             "tolerance": (1e-8, 1.0),
@@ -147,8 +148,8 @@ class FuseSolver(Pass):
                 raise ValueError(f"{name}: found {value}, expected a number in [{low}, {high}]")
         if self.solver in ("same", ADAPTIVE) and self._changes_numbers:
             raise ValueError(
-                f"solver: found {self.solver!r} with eta, dualfast, thresholding or variant, expected a "
-                "named solver, which takes them; for example ddim or dpm_solver_pp"
+                f"solver: found {self.solver!r} with eta, dualfast, thresholding or variant, "
+                "expected a solver that takes them; for example ddim or dpm_solver_pp"
             )
         if self.schedule == "same" and self.shift != 1.0:
             raise ValueError(
@@ -260,6 +261,13 @@ class FuseSolver(Pass):
         """
         description = after.description
         assert description is not None
+        better = better_reading(before, request)
+        if better is not None:
+            warnings.warn(
+                f"prediction: the model is described to predict {description.prediction!r}, but its "
+                f"outputs fit {better!r}; describe it with DenoiseLoop(prediction={better!r})",
+                stacklevel=2,
+            )
         if self.solver == ADAPTIVE:
             return []
         step = self._step(description)

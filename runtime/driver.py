@@ -40,9 +40,17 @@ class Engine(Protocol):
     ) -> Mapping[str, Handle]: ...
 
 
+TableRows = dict[tuple[str, int, int | None], Handle]
+"""Table, first row and number of rows → what an engine uploaded of them."""
+
+
 @dataclass
 class Run:
-    """One execution of a loop. Make a new one for each request."""
+    """One execution of a loop. Make a new one for each request.
+
+    `rows` holds the uploaded rows of the tables, which no call changes: whoever answers many
+    requests with one engine keeps it from run to run.
+    """
 
     loop: Loop
     tables: Mapping[str, NDArray[Any]]
@@ -52,13 +60,13 @@ class Run:
     request_dtypes: Mapping[str, str]
     seed: int
     progress: Progress | None = None
+    rows: TableRows = field(default_factory=dict)
     appended: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._noise = {noise.name: noise for noise in self.loop.noise}
         self._slots = {slot.name: slot for slot in self.loop.slots}
         self._request: dict[str, Handle] = {}
-        self._rows: dict[tuple[str, int, int | None], Handle] = {}
         # A buffer a slot no longer uses; the next call that writes the slot may write into it.
         self._spare: dict[str, Handle] = {}
         self._routes: dict[int, _Route] = {}
@@ -121,10 +129,10 @@ class Run:
 
     def _row(self, binding: Binding, step: int) -> Handle:
         key = (binding.name, step, binding.steps)
-        if key not in self._rows:
+        if key not in self.rows:
             table = self.tables[binding.name]
-            self._rows[key] = self.engine.upload(_rows(table, binding, step), str(table.dtype))
-        return self._rows[key]
+            self.rows[key] = self.engine.upload(_rows(table, binding, step), str(table.dtype))
+        return self.rows[key]
 
     def _draw(self, binding: Binding, step: int) -> Handle:
         noise = self._noise[binding.name]

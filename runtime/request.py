@@ -161,13 +161,11 @@ def _fit_shape(item: Input | Noise, array: NDArray[Any], sizes: dict[str, int]) 
 
 
 def _check_values(item: Input | Noise, array: NDArray[Any]) -> None:
-    if array.dtype.kind == "f":
-        bad = np.argwhere(~np.isfinite(array))
-        if len(bad):
-            index = tuple(int(position) for position in bad[0])
-            raise RuntimeInputError(
-                f"{item.name}: found {array[index]} at index {list(index)}, expected finite values"
-            )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        index = tuple(int(position) for position in np.argwhere(~np.isfinite(array))[0])
+        raise RuntimeInputError(
+            f"{item.name}: found {array[index]} at index {list(index)}, expected finite values"
+        )
     low = item.low if isinstance(item, Input) else None
     high = item.high if isinstance(item, Input) else None
     if array.size and (low is not None or high is not None):

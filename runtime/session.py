@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from numpy.typing import NDArray
 
 from optimize.runtime.bundle import Bundle, native_files, open_bundle
-from optimize.runtime.driver import Progress, Run
+from optimize.runtime.driver import Progress, Run, TableRows
 from optimize.runtime.errors import ResourceError, UnsafeBundle, VersionError
 from optimize.runtime.loop import Signature
 from optimize.runtime.manifest import Manifest
@@ -72,6 +72,7 @@ class Session:
         self.signature: Signature = bundle.manifest.signature
         self.providers = graphs.providers
         self._tables = bundle.tables
+        self._rows: TableRows = {}
         self._graphs: OnnxGraphs | None = graphs
         self._process = os.getpid()
         self._lock = threading.Lock()
@@ -110,6 +111,7 @@ class Session:
             request_dtypes=checked.dtypes,
             seed=checked.seed,
             progress=progress,
+            rows=self._rows,
         )
         return run.execute()
 
@@ -118,6 +120,7 @@ class Session:
         with self._lock:
             self._graphs = None
             self._tables = {}
+            self._rows = {}
 
     def __enter__(self) -> Self:
         return self

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating[Any]]
 """Always float64."""
 
-PURE_NOISE_SHARE = 0.5
-"""Pure noise has a half log-SNR of minus infinity; solvers that divide by its steps are given that of
-this share of the next level's alpha."""
+PURE_NOISE_SHARE = 0.8
+"""Pure noise has a half log-SNR of minus infinity; solvers that divide by its steps are given that
+of this share of the next level's alpha. Found by distance to the exact solution on zoo:digits-dit:
+0.038, 0.033, 0.024 and 0.030 for shares of 0.5, 0.65, 0.8 and 0.9 (DPM-Solver++ 2M, 12 steps)."""
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,9 @@ def _binding(binding: Binding, step: str) -> str:
     if binding.source == "state":
         return binding.name
     text = f'{binding.source}["{binding.name}"]'
+    if binding.steps is not None:
+        start = "" if step == "0" else step
+        return f"{text}[{start}:{start + ' + ' if start else ''}{binding.steps}]"
     return f"{text}[{step}]" if binding.source == "table" else text
 
 
@@ -138,6 +141,8 @@ def _item_lines(item: Call | Repeat, indent: str, step: str) -> Iterator[str]:
     for name, group in groupby(item.steps):
         count = len(list(group))
         bounds = f"{count}" if first == 0 else f"{first}, {first + count}"
+        if item.stride != 1:
+            bounds = f"{first * item.stride}, {(first + count) * item.stride}, {item.stride}"
         comment = f"  # {name}" if len(item.bodies) > 1 else ""
         yield f"{indent}for {index} in range({bounds}):{comment}"
         for inner in item.bodies[name]:

@@ -17,7 +17,8 @@ from torch import fx
 from optimize.ir.builder import Builder, fake_mode_of
 from optimize.ir.graph import Graph
 from optimize.ir.solver_step import COEFFICIENTS, CONVERSION, SolverStep, history_slot, pattern_of
-from optimize.kernels.solver_step import schema as _step  # noqa: F401  registers the op
+from optimize.kernels.dynamic_threshold import schema as _threshold  # noqa: F401  registers the op
+from optimize.kernels.solver_step import schema as _step  # noqa: F401
 from optimize.runtime.loop import Binding, Call, Destination, Noise, Slot
 
 NOISE = "step_noise"
@@ -49,7 +50,8 @@ def solver_graph(denoiser: Graph, step: SolverStep) -> Graph:
             step.threshold.ratio,
             step.threshold.largest,
         )
-    moved = builder.call(call, latent, prediction, kept, rows[COEFFICIENTS], step.pattern, noise)
+    fresh = [] if noise is None else [noise]
+    moved = builder.call(call, latent, prediction, kept, rows[COEFFICIENTS], step.pattern, *fresh)
     outputs = {"latent": builder.call(operator.getitem, moved, 0)}
     for age in range(1, step.history + 1):
         outputs[history_slot(age)] = builder.call(operator.getitem, moved, age)
@@ -88,8 +90,9 @@ def _fuse_guidance(builder: Builder, prediction: fx.Node) -> None:
     for user in list(prediction.users):
         if user.target is torch.ops.optimize.solver_step.default and user.args[1] is prediction:
             latent, _, kept, row, pattern, *rest = user.args
-            noise = rest[0] if rest else None
-            user.args = (latent, raw, kept, row, pattern, noise, scale)
+            if scale is not None:
+                rest = [rest[0] if rest else None, scale]
+            user.args = (latent, raw, kept, row, pattern, *rest)
             builder.evaluate(user)
 
 

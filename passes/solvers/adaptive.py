@@ -22,7 +22,8 @@ from optimize.ir.denoise import Prediction
 from optimize.ir.graph import Graph
 from optimize.ir.noise_path import NoisePath, half_log_snr
 from optimize.ir.program import Program, denoising_repeat, with_repeat
-from optimize.ir.solver_graph import fused_graph
+from optimize.ir.solver_graph import fused_graph, kept_slots
+from optimize.ir.solver_step import captured_step
 from optimize.runtime.loop import Binding, Call, Destination, Slot
 
 FIRST_WIDTH = 0.05
@@ -76,9 +77,14 @@ class Stage(nn.Module):
         self.prediction = prediction
         self.inner = inner
 
+    def at(self, half: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """alpha, sigma and the network's time."""
+        found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self.curve(half)
+        return found
+
     def noise(self, latent: torch.Tensor, output: torch.Tensor, half: torch.Tensor) -> torch.Tensor:
         """The noise estimate of a network output."""
-        alpha, sigma, _ = self.curve(half)
+        alpha, sigma, _ = self.at(half)
         if self.prediction == "epsilon":
             return output
         if self.prediction == "denoised":
@@ -91,8 +97,8 @@ class Stage(nn.Module):
         self, origin: torch.Tensor, noise: torch.Tensor, half: torch.Tensor, width: torch.Tensor
     ) -> torch.Tensor:
         """DDIM's step of some width."""
-        alpha, _, _ = self.curve(half)
-        alpha_end, sigma_end, _ = self.curve(half + width)
+        alpha, _, _ = self.at(half)
+        alpha_end, sigma_end, _ = self.at(half + width)
         return alpha_end / alpha * origin - sigma_end * torch.expm1(width) * noise
 
 
@@ -109,7 +115,7 @@ class FirstStage(Stage):
         noise = self.noise(latent, prediction, half)
         part = self.inner[0] * width
         moved = self.first_order(latent, noise, half, part)
-        return noise, moved, self.curve(half + part)[2]
+        return noise, moved, self.at(half + part)[2]
 
 
 class MiddleStage(Stage):
@@ -128,7 +134,7 @@ class MiddleStage(Stage):
         part = second * width
         noise = self.noise(latent, prediction, half + first * width)
         moved = self.first_order(origin, noise_1, half, part)
-        _, sigma_end, time = self.curve(half + part)
+        _, sigma_end, time = self.at(half + part)
         bend = torch.expm1(part) / part - 1
         return noise, moved - second / first * sigma_end * bend * (noise - noise_1), time
 
@@ -159,7 +165,7 @@ class LastStage(Stage):
         calls: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         noise = self.noise(latent, prediction, half + self.inner[-1] * width)
-        sigma_end = self.curve(half + width)[1]
+        sigma_end = self.at(half + width)[1]
         euler = self.first_order(origin, noise_1, half, width)
         if len(self.inner) == 1:
             lower, order = euler, 2
@@ -184,7 +190,7 @@ class LastStage(Stage):
             torch.where(accepted, lower, previous),
             new_half,
             new_width,
-            self.curve(new_half)[2],
+            self.at(new_half)[2],
             remaining <= FINISHED,
             calls + order,
         )
@@ -223,12 +229,14 @@ def adaptive_program(program: Program, order: int, tolerances: tuple[float, floa
     modules.append(("step_last", LastStage(*given, tolerances), last))
     (denoise, _) = denoising_repeat(program).bodies["step"]
     assert isinstance(denoise, Call)
+    slots = _slots(program, order)
     graphs, weights, body = {}, dict(program.weights), []
     for name, module, outputs in modules:
         stage, curve_weights = _traced(module, outputs, value)
         weights |= curve_weights
         graphs[name] = fused_graph(denoiser, stage, evaluate=True)
-        body.append(_call(name, denoise, stage, "latent" if name == "step_first" else "inner"))
+        read = "latent" if name == "step_first" else "inner"
+        body.append(_call(name, denoise, stage, read, {slot.name for slot in slots}))
     others = {name: g for name, g in program.graphs.items() if name not in ("denoiser", "solver")}
     repeat = denoising_repeat(program).model_copy(
         update={"steps": ("try",) * MOST_TRIES, "bodies": {"try": tuple(body)}, "until": "done"}
@@ -241,7 +249,7 @@ def adaptive_program(program: Program, order: int, tolerances: tuple[float, floa
     }
     loop = program.loop.model_copy(
         update={
-            "slots": _slots(program, order),
+            "slots": slots,
             "body": with_repeat(program, repeat),
             "results": {**program.loop.results, "denoiser_calls": "calls"},
         }
@@ -263,7 +271,7 @@ def _traced(
     """A stage as a graph; it has no sizes in it, so one example serves every batch."""
     example = torch.ones((2, *(int(size) for size in latent.shape[1:])), dtype=latent.dtype)
     scalars = {"half", "width", "calls"}
-    names = list(module.forward.__annotations__)[:-1]  # type: ignore[attr-defined]
+    names = list(module.forward.__annotations__)[:-1]
     arguments = {
         name: torch.ones((), dtype=latent.dtype) if name in scalars else example for name in names
     }
@@ -271,9 +279,11 @@ def _traced(
     return traced.graph, {name: traced.weights[name] for name in traced.graph.weights.values()}
 
 
-def _call(name: str, denoise: Call, stage: Graph, latent: str) -> Call:
+def _call(name: str, denoise: Call, stage: Graph, latent: str, known: set[str]) -> Call:
     """A stage behind the denoiser, which reads the latent from some slot."""
     slots = {"latent": latent, "origin": "latent"}
+    if "noise_2" not in known:  # order 2 has one point inside a step
+        slots["noise_2"] = "noise_1"
     inputs = {
         **denoise.inputs,
         "timestep": Binding(source="state", name="time"),
@@ -294,14 +304,16 @@ def _call(name: str, denoise: Call, stage: Graph, latent: str) -> Call:
 def _slots(program: Program, order: int) -> tuple[Slot, ...]:
     slots = program.loop.slots
     latent = next(slot for slot in slots if slot.name == "latent")
-    like = {"dtype": latent.dtype, "shape": latent.shape}
-    scalar = {"dtype": latent.dtype, "shape": ()}
-    kept = [slot for slot in slots if slot.name != "prediction"]
+    dtype, shape = latent.dtype, latent.shape
+    assert program.description is not None
+    dropped = {"prediction", *kept_slots(captured_step(program.description))}
+    kept = [slot for slot in slots if slot.name not in dropped]
     kept += [latent.model_copy(update={"name": "previous"})]
-    kept += [Slot(name=name, **like) for name in ("inner", "noise_1", "noise_2")]
-    kept += [
-        Slot(name=name, initial=Binding(source="table", name=f"{name}_start"), **scalar)
-        for name in ("half", "width", "time")
-    ]
-    kept += [Slot(name="calls", **scalar), Slot(name="done", dtype="bool", shape=())]
+    names = ["inner", "noise_1", *(["noise_2"] if order == 3 else [])]
+    kept += [Slot(name=name, dtype=dtype, shape=shape) for name in names]
+    for name in ("half", "width", "time"):
+        start = Binding(source="table", name=f"{name}_start")
+        kept.append(Slot(name=name, dtype=dtype, shape=(), initial=start))
+    kept.append(Slot(name="calls", dtype=dtype, shape=()))
+    kept.append(Slot(name="done", dtype="bool", shape=()))
     return tuple(kept)

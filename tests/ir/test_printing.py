@@ -12,11 +12,10 @@ EXPECTED_SOLVER = """\
 def solver(latent, prediction, coefficients):
     # latent: float32 [batch, 6, 4]
     # prediction: float32 [batch, 6, 4]
-    # coefficients: float32 [1]
-    select_int = aten.select(coefficients, 0, 0)  # float32 []
-    mul_tensor = aten.mul(prediction, select_int)  # float32 [batch, 6, 4]
-    add_tensor = aten.add(latent, mul_tensor)  # float32 [batch, 6, 4]
-    return {"latent": add_tensor}"""
+    # coefficients: float32 [1, 2]
+    solver_step_default = optimize.solver_step(latent, prediction, [], coefficients, '1x')  # float32 [batch, 6, 4]
+    getitem = solver_step_default[0]  # float32 [batch, 6, 4]
+    return {"latent": getitem}"""
 
 EXPECTED_LOOP = """\
 def program(request, noise, table):
@@ -43,8 +42,8 @@ def test_difference_shows_only_what_changed(toy_program: Program) -> None:
     assert program_diff(toy_program, toy_program) == ""
     graph = toy_program.graphs["solver"].copied()
     for node in graph.graph.nodes:
-        if node.target is torch.ops.aten.add.Tensor:
-            node.target = torch.ops.aten.sub.Tensor
+        if node.target is torch.ops.optimize.solver_step.default:
+            node.args = (*node.args[:4], "11", *node.args[5:])
     after = replace(toy_program, graphs={**toy_program.graphs, "solver": graph})
     changed = [
         line
@@ -52,8 +51,9 @@ def test_difference_shows_only_what_changed(toy_program: Program) -> None:
         if line[0] in "+-" and not line.startswith(("+++", "---"))
     ]
     assert changed == [
-        "-    add_tensor = aten.add(latent, mul_tensor)  # float32 [batch, 6, 4]",
-        "+    add_tensor = aten.sub(latent, mul_tensor)  # float32 [batch, 6, 4]",
+        f"{sign}    solver_step_default = optimize.solver_step(latent, prediction, [], "
+        f"coefficients, '{pattern}')  # float32 [batch, 6, 4]"
+        for sign, pattern in (("-", "1x"), ("+", "11"))
     ]
 
 

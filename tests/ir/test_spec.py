@@ -148,7 +148,7 @@ def test_loop_must_name_what_exists(toy_program: Program) -> None:
         ),
         (
             {"inputs": {**given, "timestep": Binding(source="table", name="coefficients")}},
-            "input 'timestep': found float32 [1], expected float32 []",
+            "input 'timestep': found float32 [1, 2], expected float32 []",
         ),
         ({"outputs": {"prediction": Destination(state="z")}}, "found no slot 'z'"),
         ({"outputs": {"other": Destination(state="latent")}}, "found unknown outputs ['other']"),

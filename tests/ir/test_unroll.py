@@ -9,6 +9,7 @@ import torch
 from optimize.capture.from_denoiser import capture
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import RecipeError
+from optimize.ir.printing import program_text
 from optimize.ir.program import denoising_repeat, with_repeat
 from optimize.ir.spec import check_program
 from optimize.ir.unroll import unrolled
@@ -92,6 +93,14 @@ def test_steps_of_different_bodies_are_joined_in_order(captured, count):
     check_program(joined)
     expected = fused(seed=3, **made.request())["latent"]
     assert torch.equal(joined(seed=3, **made.request())["latent"], expected)
+
+
+def test_loop_is_printed_with_the_rows_it_takes(noisy_program):
+    text = program_text(unrolled(noisy_program, 3))
+    assert "for step in range(0, 6, 3):  # steps_0" in text
+    assert 'timestep_table=table["timestep"][step:step + 3]' in text
+    assert "for step in range(6, 9, 3):  # steps_1" in text
+    assert 'timestep_table=table["timestep"][step:step + 1]' in text
 
 
 def test_input_program_and_its_weights_stay(noisy_program):

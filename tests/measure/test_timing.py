@@ -27,6 +27,11 @@ def test_slower_function_takes_longer() -> None:
     assert min(seconds["a"]) > max(seconds["b"])
 
 
+def test_another_clock_leaves_out_the_time_spent_asleep() -> None:
+    run = {"a": lambda: time.sleep(0.02)}
+    assert max(interleaved_seconds(run, 3, clock=time.thread_time)["a"]) < 0.01
+
+
 @pytest.mark.parametrize(
     ("seconds", "baseline", "verdict"),
     [

@@ -72,6 +72,9 @@ def _loop(manifest):
         (lambda m: m["loop"]["slots"][0]["initial"].update(source="state"), "another slot"),
         (lambda m: m["loop"]["slots"][0].update(shape=[-1]), "shape"),
         (lambda m: m["loop"]["slots"][0].update(dtype="object"), "dtype"),
+        (lambda m: _loop(m)["inputs"]["latent"].update(steps=2), "which it does not have"),
+        (lambda m: _loop(m)["inputs"]["timestep"].update(steps=2), "lacks .'step_ranges'"),
+        (lambda m: m["loop"]["body"][0].update(stride=2), "lacks .'step_ranges'"),
         (lambda m: m.update(extra=1), "extra"),
     ],
 )

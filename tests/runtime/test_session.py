@@ -14,6 +14,7 @@ from optimize.passes.cache_regions import CacheRegions
 from optimize.passes.fuse_solver import FuseSolver
 from optimize.runtime import load
 from optimize.runtime.errors import DeviceError, ResourceError, RuntimeInputError
+from optimize.runtime.onnx_engine import OnnxEngine
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,23 @@ def test_half_precision_equals_its_program(tiny_program, tmp_path, dtype, tolera
         found = session(seed=7, labels=[1, 2])["image"]
     expected = program(seed=7, labels=[1, 2])["image"].float().numpy()
     assert np.abs(found.astype(np.float32) - expected).max() < tolerance
+
+
+def test_rows_of_tables_are_uploaded_once_for_all_requests(tiny_bundle, monkeypatch):
+    uploads = []
+    plain = OnnxEngine.upload
+
+    def upload(self, array, dtype):
+        uploads.append(dtype)
+        return plain(self, array, dtype)
+
+    monkeypatch.setattr(OnnxEngine, "upload", upload)
+    with load(tiny_bundle, threads=1) as session:
+        first = session(seed=7, labels=[1, 2])["image"]
+        # Four rows of two tables, the latent and the labels.
+        assert len(uploads) == 10
+        np.testing.assert_array_equal(session(seed=7, labels=[1, 2])["image"], first)
+        assert len(uploads) == 12
 
 
 def test_prepacked_weights_give_the_same_numbers(session, tiny_bundle):
