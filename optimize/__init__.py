@@ -19,6 +19,7 @@ from optimize.ir.exporting import EXPORTERS
 if TYPE_CHECKING:
     from optimize.api import optimize
     from optimize.ir.denoise import DenoiseLoop
+    from optimize.ir.mean_reverting import MeanRevertingSchedule
     from optimize.ir.program import Program
     from optimize.ir.report import Report
     from optimize.ir.schedules import FlowSchedule, Respaced, VarianceSchedule
@@ -30,6 +31,7 @@ __all__ = [
     "Budget",
     "DenoiseLoop",
     "FlowSchedule",
+    "MeanRevertingSchedule",
     "Program",
     "Recipe",
     "Report",
@@ -43,6 +45,7 @@ _HOMES = {
     "optimize": "optimize.api",
     "DenoiseLoop": "optimize.ir.denoise",
     "FlowSchedule": "optimize.ir.schedules",
+    "MeanRevertingSchedule": "optimize.ir.mean_reverting",
     "Respaced": "optimize.ir.schedules",
     "VarianceSchedule": "optimize.ir.schedules",
     "Program": "optimize.ir.program",

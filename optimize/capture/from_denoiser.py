@@ -2,7 +2,8 @@
 
 The captured program has two graphs, called in turn: "denoiser" gives the guided prediction at a
 latent and a timestep, "solver" moves the latent. Guidance, dtype conversions and the choice of the
-mean of learned-variance models are nodes of the denoiser graph.
+mean of learned-variance models are nodes of the denoiser graph. Of a mean-reverting model the
+latent's state is without its mean, which the denoiser graph adds, and a last graph, "mean".
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from torch import nn
 
 from optimize.capture.check_model import check_finite
 from optimize.capture.from_module import MAX_BATCH, evaluation_mode, prepare, trace
+from optimize.capture.mean import check_mean, with_mean
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError, NumericsError
 from optimize.ir.graph import Graph
@@ -68,6 +70,7 @@ def capture(
                 f"loop: found no tensor {name!r} among example_inputs {sorted(inputs)}, expected "
                 f"the {role}; name the argument with DenoiseLoop({role}=...)"
             )
+    check_mean(loop, inputs)
     denoiser = GuidedDenoiser(model, loop, inputs)
     arguments = denoiser.example_arguments(inputs)
     batch = int(arguments["latent"].shape[0])
@@ -88,7 +91,8 @@ def capture(
             f"model: returned shape {list(prediction.shape)} for a latent of {list(latent.shape)}, "
             "expected the same shape, or twice the channels with learned_variance"
         )
-    return _program(graph, traced.weights, loop, batch, tuple(notes))
+    program = _program(graph, traced.weights, loop, batch, tuple(notes))
+    return program if loop.mean is None else with_mean(program, loop.mean)
 
 
 class GuidedDenoiser(nn.Module):
@@ -140,7 +144,8 @@ class GuidedDenoiser(nn.Module):
         time = timestep.to(self.time_dtype)
         if self.time_is_batched:
             time = time.expand(halves * batch)
-        noisy = latent.to(self.latent_dtype)
+        mean = None if loop.mean is None else given[loop.mean].to(latent.dtype)
+        noisy = (latent if mean is None else latent + mean).to(self.latent_dtype)
         arguments = {
             name: item
             for name, item in given.items()
@@ -162,6 +167,8 @@ class GuidedDenoiser(nn.Module):
             if channels is not None:
                 mixed = torch.cat([mixed[:, :channels], conditional[:, channels:]], dim=1)
             prediction = mixed
+        if mean is not None and loop.prediction == "denoised":
+            prediction = prediction - mean
         return (prediction,)
 
     def _doubled(self, name: str, item: Any) -> Any:

@@ -12,11 +12,12 @@ from typing import Any
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError, RecipeError
 
+ZOO = ("digits-dit", "digits-restore")
+KNOWN_ZOO = ", ".join(f"zoo:{name}" for name in ZOO)
 HELP = (
-    "zoo:digits-dit, a diffusers pipeline (folder or hub id), or path/to/file.py:function, where "
+    f"{KNOWN_ZOO}, a diffusers pipeline (folder or hub id), or path/to/file.py:function, where "
     "function() returns (module, example_inputs, loop)."
 )
-ZOO = ("digits-dit",)
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,11 @@ def _from_zoo(text: str) -> LoadedModel:
     if name not in ZOO:
         close = difflib.get_close_matches(name, ZOO, n=1, cutoff=0.3)
         hint = f". Did you mean zoo:{close[0]}?" if close else ""
-        known = ", ".join(f"zoo:{item}" for item in ZOO)
-        raise RecipeError(f"unknown model {text!r}; known zoo models: {known}{hint}")
+        raise RecipeError(f"unknown model {text!r}; known zoo models: {KNOWN_ZOO}{hint}")
     # A zoo model brings its weights; each is imported when asked for.
-    from optimize.commands.zoo import load_digits
+    from optimize.commands.zoo import LOADERS
 
-    return load_digits(text)
+    return LOADERS[name](text)
 
 
 def _from_file(path: Path, function: str) -> LoadedModel:

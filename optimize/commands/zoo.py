@@ -1,14 +1,19 @@
 """The zoo's models as MODEL arguments: with example inputs and the loop they are sampled with."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 
 from optimize.commands.models import LoadedModel
 from optimize.ir.denoise import DenoiseLoop
+from optimize.recipes.zoo.digits_data import IMAGE_SIZE, load_digits_data
+from optimize.recipes.zoo.digits_degradation import degraded_digits
 from optimize.recipes.zoo.digits_dit import load_digits_dit
+from optimize.recipes.zoo.digits_restore import SCHEDULE, load_digits_restore
 
 BASELINE_STEPS = 50
 EXAMPLE_BATCH = 2
-IMAGE_SIZE = 32
+EXAMPLE_SEED = 0
 
 
 def load_digits(name: str) -> LoadedModel:
@@ -19,3 +24,32 @@ def load_digits(name: str) -> LoadedModel:
         "class_labels": torch.arange(EXAMPLE_BATCH),
     }
     return LoadedModel(name, load_digits_dit(), inputs, DenoiseLoop(steps=BASELINE_STEPS))
+
+
+def load_restorer(name: str) -> LoadedModel:
+    """The digits restorer with a step per training timestep, its baseline.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn, which carries the example's digits, is not installed.
+    """
+    degraded = degraded_digits(load_digits_data().held_out, EXAMPLE_SEED).degraded[:EXAMPLE_BATCH]
+    inputs = {
+        "latent": torch.zeros_like(degraded),
+        "timestep": torch.zeros(EXAMPLE_BATCH),
+        "degraded": degraded,
+    }
+    loop = DenoiseLoop(
+        latent="latent",
+        prediction="epsilon",
+        schedule=SCHEDULE,
+        mean="degraded",
+        steps=SCHEDULE.timesteps,
+    )
+    return LoadedModel(name, load_digits_restore(), inputs, loop)
+
+
+LOADERS: Mapping[str, Callable[[str], LoadedModel]] = {
+    "digits-dit": load_digits,
+    "digits-restore": load_restorer,
+}
+"""Name after "zoo:" → what loads it, given the whole MODEL argument."""

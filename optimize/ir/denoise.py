@@ -35,6 +35,9 @@ class DenoiseLoop:
             prediction, the others are the conditional half's; None means all.
         learned_variance: the module returns twice the latent's channels and the second half is
             dropped; None decides by shape.
+        mean: the module's argument, of the latent's shape, that a mean-reverting latent drifts to;
+            the loop then moves latent - mean, an ordinary diffusion, and adds the mean at its end.
+            A `latent` that a request gives is without the mean, too.
     """
 
     latent: str = "hidden_states"
@@ -47,6 +50,7 @@ class DenoiseLoop:
     null_values: dict[str, float] = field(default_factory=dict)
     guided_channels: int | None = None
     learned_variance: bool | None = None
+    mean: str | None = None
 
     def __post_init__(self) -> None:
         if self.prediction not in get_args(Prediction):

@@ -8,14 +8,14 @@ Source: Peebles and Xie (2023), section 3.2; Lipman et al. (2023), equation 22.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from optimize.recipes.zoo.weights import with_weights
 
 WEIGHTS_PATH = Path(__file__).with_name("digits_dit.safetensors")
 WEIGHTS_SHA256 = "110a572b1a4de4020ece09eb28ec564a9283547aad3af3e7021ca27e240a51a0"
@@ -30,21 +30,7 @@ def load_digits_dit(path: Path = WEIGHTS_PATH) -> DigitsDiT:
         FileNotFoundError: there is no such file.
         ValueError: the file is not the one that this code was released with.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"digits_dit: found no file {path}, expected the trained weights; restore it from "
-            "version control or train it with `python -m optimize.recipes.zoo.train_digits_dit`."
-        )
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != WEIGHTS_SHA256:
-        raise ValueError(
-            f"digits_dit: found weights with SHA-256 {digest}, expected {WEIGHTS_SHA256}; restore "
-            f"{path} from version control, or update WEIGHTS_SHA256 after training anew."
-        )
-    model = DigitsDiT()
-    model.load_state_dict(safetensors.torch.load(content))
-    return model.eval()
+    return with_weights(DigitsDiT(), path, WEIGHTS_SHA256)
 
 
 class TimestepEmbedding(nn.Module):
