@@ -2,13 +2,14 @@
 
     python benchmarks/solvers.py --out build/bench/solvers.json
 
-Each part runs in a process of its own. `--part NAME` runs one of them and prints its figures. Models
-are the zoo's, with committed weights; nothing is trained here.
+Each part runs in a process of its own. `--part NAME` runs one of them and prints its figures.
+Models are the zoo's, with committed weights; nothing is trained here.
 """
 
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ BATCH = 60
 CALLS = (8, 10, 12, 16, 20, 25, 32)
 FEW_CALLS = (5, 6, 8)
 SEEDS = 5
-DUALFAST = 0.2
+DUALFAST = 0.3
+GUIDANCE = 7.5
 
 
 def orders() -> Figures:
@@ -49,16 +51,20 @@ class Digits:
 
     Args:
         prediction: the head.
+        guidance: scale of guidance.
     """
 
-    def __init__(self, prediction: str = "flow") -> None:
+    def __init__(self, prediction: str = "flow", guidance: float | None = None) -> None:
         from optimize.capture.from_diffusers import capture_model
         from optimize.commands.models import load_model
         from optimize.recipes.zoo.digits_data import load_digits_data
         from optimize.recipes.zoo.digits_judge import DigitsJudge
 
         zoo = load_model("zoo:digits-dit" + ("" if prediction == "flow" else f"-{prediction}"))
-        self.program = capture_model(zoo.model, zoo.example_inputs, loop=zoo.loop)
+        assert zoo.loop is not None
+        null = {} if guidance is None else {"class_labels": 10.0}
+        loop = replace(zoo.loop, guidance_scale=guidance, null_values=null)
+        self.program = capture_model(zoo.model, zoo.example_inputs, loop=loop)
         self.judge = DigitsJudge.fit(load_digits_data())
 
     def sample(self, seed: int, count: int = SAMPLES, **options: Any) -> Any:
@@ -129,12 +135,12 @@ def dualfast() -> Figures:
     from optimize.measure.quality import trajectory_distance
     from optimize.recipes.zoo.digits_data import flatten_images
 
-    digits, count = Digits(), 100
+    digits, count = Digits("epsilon"), 100
     ratios: dict[int, list[float]] = {calls: [] for calls in FEW_CALLS}
     frechet: dict[int, list[float]] = {calls: [] for calls in FEW_CALLS}
-    base: Figures = {"solver": "dpm_solver_pp", "order": 2}
+    base: Figures = {"solver": "dpm_solver_pp", "order": 2, "schedule": "time"}
     for seed in range(SEEDS):
-        exact = digits.sample(seed, count, solver="adams_bashforth", order=3, steps=50)
+        exact = digits.sample(seed, count, steps=50, **{**base, "order": 3})
         for calls in FEW_CALLS:
             plain = digits.sample(seed, count, steps=calls, **base)
             mixed = digits.sample(seed, count, steps=calls, dualfast=DUALFAST, **base)
@@ -157,8 +163,102 @@ def dualfast() -> Figures:
 
 
 def guidance() -> Figures:
-    """Third order at guidance 7.5: noise form against data form; and thresholding of pixels."""
-    return {}
+    """Third order at guidance 7.5: noise form against data form; and thresholding of pixels.
+
+    Distances are to the exact guided solution from the same noise; "beyond" is the share of pixels
+    outside [-1.05, 1.05], where no digit has any.
+    """
+    digits, count, calls = Digits("epsilon", GUIDANCE), 60, 12
+    digits_plain = {"steps": calls, "schedule": "time"}
+    fine: Figures = {"solver": "dpm_solver_pp", "order": 2, "schedule": "time", "steps": 150}
+    exact = digits.sample(0, count, **fine)
+    exact_clipped = digits.sample(0, count, thresholding=0.995, **fine)
+    ways: dict[str, Figures] = {
+        "noise 1": {"solver": "ddim"},
+        "noise 2M": {"solver": "dpm_solver", "order": 2},
+        "noise 3M": {"solver": "dpm_solver", "order": 3},
+        "noise 3S": {"solver": "dpm_solver_singlestep", "order": 3},
+        "data 2M": {"solver": "dpm_solver_pp", "order": 2},
+        "data 3M": {"solver": "dpm_solver_pp", "order": 3},
+        "data 3S": {"solver": "dpm_solver_pp_singlestep", "order": 3},
+        "data 2M, thresholded": {"solver": "dpm_solver_pp", "order": 2, "thresholding": 0.995},
+    }
+    found: Figures = {}
+    for name, options in ways.items():
+        images = digits.sample(0, count, **digits_plain, **options)
+        reference = exact_clipped if "thresholding" in options else exact
+        found[name] = {
+            "rms": float((images - reference).square().mean().sqrt()),
+            "largest": float(images.abs().max()),
+            "beyond": float((images.abs() > 1.05).float().mean()),
+            "frechet": digits.frechet(images),
+        }
+        print(f"{name:22} {found[name]}", file=sys.stderr)
+    return {"guidance": found}
+
+
+def restore() -> Figures:
+    """The MR Sampler against the native samplers of mean-reverting diffusion, PSNR in dB."""
+    import torch
+
+    from optimize.capture.from_diffusers import capture_model
+    from optimize.commands.models import load_model
+    from optimize.passes.fuse_solver import FuseSolver
+    from optimize.recipes.zoo.digits_data import load_digits_data
+    from optimize.recipes.zoo.digits_degradation import degraded_digits, image_psnr
+    from optimize.recipes.zoo.digits_restore_sampling import sample_euler, sample_posterior
+    from optimize.runtime.session import load
+
+    torch.set_num_threads(2)
+    zoo = load_model("zoo:digits-restore")
+    pairs = degraded_digits(load_digits_data().held_out, seed=0)
+    native = {
+        "posterior": sample_posterior(zoo.model, pairs.degraded, 1),
+        "euler": sample_euler(zoo.model, pairs.degraded, 1),
+    }
+    decibels = {name: float(image_psnr(item, pairs.clean).mean()) for name, item in native.items()}
+    program = capture_model(zoo.model, zoo.example_inputs, loop=zoo.loop)
+    reached = []
+    ways: dict[str, Figures] = {
+        "ode 1": {"order": 1},
+        "ode 2, ends clean": {"order": 2, "schedule": "time"},
+        "sde 1": {"order": 1, "eta": 1.0},
+    }
+    for name, options in ways.items():
+        for calls in (5, 10, 20):
+            fused = FuseSolver(solver="mr_sampler", steps=calls, **options).rewrite(program).program
+            with tempfile.TemporaryDirectory() as folder:
+                session = load(fused.export(Path(folder) / "bundle"), threads=2)
+                found = session(degraded=pairs.degraded.numpy(), seed=1)["latent"]
+            value = float(image_psnr(torch.from_numpy(found), pairs.clean).mean())
+            decibels[f"{name}, {calls} calls"] = value
+            print(f"{name:20} {calls:3} calls  {value:.2f} dB", file=sys.stderr)
+            if value >= max(decibels["posterior"], decibels["euler"]) - 0.1:
+                reached.append(calls)
+    return {"mrs_calls_ratio": 100 / min(reached) if reached else 0.0, "restore_psnr_db": decibels}
+
+
+def forms() -> Figures:
+    """The loop as steps, unrolled, and as one ONNX `Loop`: differences and time; step overhead."""
+    import torch
+    from solver_forms import compare_forms, digits_program, step_overhead, stochastic_program
+
+    torch.set_num_threads(1)
+    figures: Figures = {"loop_forms_error": 0.0, "loop_forms": {}}
+    programs: dict[str, tuple[Any, Figures]] = {
+        "digits-dit, 10 steps": (digits_program(), {"class_labels": [7]}),
+        "stochastic, 20 steps": (stochastic_program(), {"batch": 2}),
+    }
+    for title, (program, request) in programs.items():
+        found = compare_forms(program, repeats=21, seed=0, **request)
+        base = found["step"].seconds
+        figures["loop_forms"][title] = {name: base / item.seconds for name, item in found.items()}
+        error = max(item.difference for item in found.values())
+        figures["loop_forms_error"] = max(figures["loop_forms_error"], error)
+    overhead = step_overhead()
+    figures["step_microseconds"] = {name: 1e6 * item for name, item in overhead.items()}
+    figures["step_overhead_ratio"] = overhead["diffusers"] / overhead["step"]
+    return figures
 
 
 PARTS: dict[str, Callable[[], Figures]] = {
@@ -167,6 +267,8 @@ PARTS: dict[str, Callable[[], Figures]] = {
     "calls_needed": calls_needed,
     "dualfast": dualfast,
     "guidance": guidance,
+    "restore": restore,
+    "forms": forms,
 }
 
 

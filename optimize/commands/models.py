@@ -12,7 +12,7 @@ from typing import Any
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError, RecipeError
 
-ZOO = ("digits-dit", "digits-restore")
+ZOO = ("digits-dit", "digits-dit-epsilon", "digits-dit-v", "digits-restore")
 KNOWN_ZOO = ", ".join(f"zoo:{name}" for name in ZOO)
 HELP = (
     f"{KNOWN_ZOO}, a diffusers pipeline (folder or hub id), or path/to/file.py:function, where "

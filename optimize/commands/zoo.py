@@ -1,14 +1,17 @@
 """The zoo's models as MODEL arguments: with example inputs and the loop they are sampled with."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
 from optimize.commands.models import LoadedModel
-from optimize.ir.denoise import DenoiseLoop
+from optimize.ir.denoise import DenoiseLoop, Prediction
 from optimize.recipes.zoo.digits_data import IMAGE_SIZE, load_digits_data
 from optimize.recipes.zoo.digits_degradation import degraded_digits
 from optimize.recipes.zoo.digits_dit import load_digits_dit
+from optimize.recipes.zoo.digits_heads import SCHEDULE as VARIANCE_SCHEDULE
+from optimize.recipes.zoo.digits_heads import load_digits_head
 from optimize.recipes.zoo.digits_restore import SCHEDULE, load_digits_restore
 
 BASELINE_STEPS = 50
@@ -18,12 +21,21 @@ EXAMPLE_SEED = 0
 
 def load_digits(name: str) -> LoadedModel:
     """The digits DiT with fifty Euler steps, its baseline."""
-    inputs = {
+    return LoadedModel(name, load_digits_dit(), _digits_inputs(), DenoiseLoop(steps=BASELINE_STEPS))
+
+
+def load_digits_with(prediction: Prediction, name: str) -> LoadedModel:
+    """The digits DiT with another head, on the variance-preserving path, with fifty DDIM steps."""
+    loop = DenoiseLoop(prediction=prediction, schedule=VARIANCE_SCHEDULE, steps=BASELINE_STEPS)
+    return LoadedModel(name, load_digits_head(prediction), _digits_inputs(), loop)
+
+
+def _digits_inputs() -> dict[str, torch.Tensor]:
+    return {
         "hidden_states": torch.zeros(EXAMPLE_BATCH, 1, IMAGE_SIZE, IMAGE_SIZE),
         "timestep": torch.zeros(EXAMPLE_BATCH),
         "class_labels": torch.arange(EXAMPLE_BATCH),
     }
-    return LoadedModel(name, load_digits_dit(), inputs, DenoiseLoop(steps=BASELINE_STEPS))
 
 
 def load_restorer(name: str) -> LoadedModel:
@@ -50,6 +62,8 @@ def load_restorer(name: str) -> LoadedModel:
 
 LOADERS: Mapping[str, Callable[[str], LoadedModel]] = {
     "digits-dit": load_digits,
+    "digits-dit-epsilon": partial(load_digits_with, "epsilon"),
+    "digits-dit-v": partial(load_digits_with, "v"),
     "digits-restore": load_restorer,
 }
 """Name after "zoo:" → what loads it, given the whole MODEL argument."""

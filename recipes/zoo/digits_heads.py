@@ -1,8 +1,9 @@
 """The digits DiT with other heads: the same network on the variance-preserving path.
 
-Every Gaussian path is the flow's, scaled: with s = sigma / (alpha + sigma) a variance-preserving latent
-x is (alpha + sigma) times the flow's latent at s, so that velocity gives epsilon, v or the clean value
-exactly. These models are for comparing solvers on one network; nothing was trained for them.
+Every Gaussian path is the flow's, scaled: with s = sigma / (alpha + sigma) a variance-preserving
+latent x is (alpha + sigma) times the flow's latent at s, so that velocity gives epsilon, v or the
+clean value exactly. These models are for comparing solvers on one network; nothing was trained for
+them.
 """
 
 from __future__ import annotations

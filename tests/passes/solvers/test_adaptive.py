@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from optimize.capture.from_denoiser import capture
+from optimize.export.bundle import export_bundle
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.noise_path import Levels
-from optimize.export.bundle import export_bundle
 from optimize.ir.program import Program
 from optimize.ir.spec import check_program
 from optimize.passes.fuse_solver import FuseSolver

@@ -50,7 +50,8 @@ def test_no_strength_changes_nothing(name):
     ids=["even", "karras"],
 )
 def test_on_ddim_with_half_the_step_ratio_it_is_second_order_dpm_solver(steps, schedule):
-    """c = 1 / (2 r0) makes DualFast on DDIM the multistep solver itself, so judge it against that."""
+    """c = 1 / (2 r0) makes DualFast on DDIM the multistep solver itself, so judge it against
+    that."""
     levels = uniform_log_snr if schedule is None else schedule.levels
     half = levels(steps).half_log_snr
     widths = np.diff(half)
