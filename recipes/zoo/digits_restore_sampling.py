@@ -104,7 +104,11 @@ def sample_mean_reverting(
             noise is left.
     Returns:
         Images, [B, 1, 32, 32], float32, around [0, 1], not clipped.
+    Raises:
+        ValueError: `steps` or `order` is out of range.
     """
+    if order not in (1, 2):
+        raise ValueError(f"sample_mean_reverting: found order {order}, expected 1 or 2.")
     advance = data_step if form == "data" else noise_step
     latent = _first_latent(degraded, seed)
     previous = None

@@ -221,6 +221,11 @@ def test_native_samplers_end_at_the_clean_image_where_it_is_known(
     assert error.square().mean().sqrt().item() < 2 * SCHEDULE.sigma(np.ones(1))[0]
 
 
+def test_refuses_orders_it_does_not_have(model: DigitsRestorer, pairs: DegradedDigits) -> None:
+    with pytest.raises(ValueError, match="found order 3"):
+        sample_mean_reverting(model, pairs.degraded[:1], 0, 5, order=3)
+
+
 def test_first_order_forms_are_the_same(model: DigitsRestorer, pairs: DegradedDigits) -> None:
     few = pairs.degraded[:4]
     data, noise = (sample_mean_reverting(model, few, 0, 6, 1, form) for form in ("data", "noise"))
