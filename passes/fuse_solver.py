@@ -264,8 +264,8 @@ class FuseSolver(Pass):
         better = better_reading(before, request)
         if better is not None:
             warnings.warn(
-                f"prediction: the model is described to predict {description.prediction!r}, but its "
-                f"outputs fit {better!r}; describe it with DenoiseLoop(prediction={better!r})",
+                f"prediction: the model is described to predict {description.prediction!r}, but "
+                f"its outputs fit {better!r}; describe it with DenoiseLoop(prediction={better!r})",
                 stacklevel=2,
             )
         if self.solver == ADAPTIVE:

@@ -212,8 +212,8 @@ def adaptive_program(program: Program, order: int, tolerances: tuple[float, floa
     path = description.noise_schedule.path
     if path.split(np.array([path.ends[1]]))[0][0] <= 0:
         raise ValueError(
-            "dpm_solver_adaptive: found a path that starts at pure noise (alpha = 0), expected some "
-            "signal, because it integrates the noise estimate; use dpm_solver_pp"
+            "dpm_solver_adaptive: found a path that starts at pure noise (alpha = 0), expected "
+            "some signal, because it integrates the noise estimate; use dpm_solver_pp"
         )
     denoiser = program.graphs["denoiser"]
     value = denoiser.node("latent").meta["val"]

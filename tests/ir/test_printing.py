@@ -13,8 +13,9 @@ def solver(latent, prediction, coefficients):
     # latent: float32 [batch, 6, 4]
     # prediction: float32 [batch, 6, 4]
     # coefficients: float32 [1, 2]
-    solver_step_default = optimize.solver_step(latent, prediction, [], coefficients, '1x')  #
-    float32 [batch, 6, 4] getitem = solver_step_default[0]  # float32 [batch, 6, 4]
+    solver_step_default = optimize.solver_step(latent, prediction, [], coefficients, '1x')  \
+# float32 [batch, 6, 4]
+    getitem = solver_step_default[0]  # float32 [batch, 6, 4]
     return {"latent": getitem}"""
 
 EXPECTED_LOOP = """\
