@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from optimize.ir.denoise import Prediction
 from optimize.ir.errors import InputModelError
 from optimize.ir.noise_path import FlowPath, Levels, NoisePath, VariancePath
-from optimize.ir.solver_step import SolverStep, pruned
+from optimize.ir.solver_step import SolverStep, simplified
 
 DISCRETE = ("DDIMScheduler", "DDPMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
 """Their levels are those of whole training steps."""
@@ -125,7 +125,7 @@ class DiffusersSchedule:
                 f"scheduler: {self.scheduler} takes steps that are not finite in {steps} steps, "
                 "expected numbers; its own samples would be NaN, so change its options"
             )
-        return SolverStep(name, levels, pruned(matrices, kept))
+        return SolverStep(name, levels, simplified(matrices, kept))
 
     def _made(self, steps: int) -> Any:
         """The scheduler, ready for a run."""

@@ -191,15 +191,30 @@ def recorded(
     return SolverStep(
         name,
         levels,
-        pruned(matrices, history),
+        simplified(matrices, history),
         noisy,
         threshold,
         None if threshold is None else conversion,
     )
 
 
-def pruned(matrices: Array, history: int) -> Array:
-    """The matrices without kept values that nothing else ever reads."""
+def simplified(matrices: Array, history: int) -> Array:
+    """The same solver in fewer operations.
+
+    Kept values that nothing reads are dropped. One that only the latent reads is kept times the
+    number it will be multiplied by.
+    """
+    kept = _pruned(matrices, history)
+    for row in range(1, kept.shape[1]):
+        column = 1 + row
+        if not np.any(kept[:, 1:, column]):
+            kept[:-1, row] *= kept[1:, 0, column, None]
+            kept[-1, row] = 0.0
+            kept[:, 0, column] = 1.0
+    return kept
+
+
+def _pruned(matrices: Array, history: int) -> Array:
     used = list(range(history))
     while True:
         read = [

@@ -129,9 +129,12 @@ def test_the_shift_gives_the_published_coefficients_of_the_mean(name, order):
     prediction = "epsilon" if name == "noise" else "denoised"
     run = Sampling(levels, 8, prediction, order, "taylor", eta=eta)
     step = multistep("m", run, "noise" if name == "noise" else "data", last_steps="full")
-    for call in range(step.calls):
-        row = step.matrices[call, 0, : 2 + step.history]
-        found = 1 - row[0] - (0 if name == "noise" else row[1:].sum())
+    kept = np.zeros(step.history)
+    for call, matrix in enumerate(step.matrices):
+        # Where latent and clean estimate are 1 (or the noise 0) the mean's weight is what lacks to 1.
+        values = np.array([1.0, 0.0 if name == "noise" else 1.0, *kept])
+        latent, *kept = matrix[:, : 2 + step.history] @ values
+        found = 1 - latent
         assert found == pytest.approx(published_mean(name, step.levels, call), abs=1e-12)
 
 
