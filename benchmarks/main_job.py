@@ -270,7 +270,9 @@ def capture_sd3(layers: int = 24) -> Figures:
         "encoder_hidden_states": torch.randn(2, 154, 4096, dtype=torch.bfloat16),
         "pooled_projections": torch.randn(2, 2048, dtype=torch.bfloat16),
     }
-    recipe = {"passes": ["cache_regions", {"fuse_solver": {"solver": "multistep", "steps": 10}}]}
+    recipe = {
+        "passes": ["cache_regions", {"fuse_solver": {"solver": "dpm_solver_pp", "steps": 10}}]
+    }
     start = time.perf_counter()
     optimize(
         model, recipe, example_inputs=inputs, loop=DenoiseLoop(steps=28), verify=False,

@@ -67,7 +67,6 @@ SolverName = Literal[
     "dpm_solver_pp_ancestral",
     "unipc",
     "mr_sampler",
-    "multistep",
     "dpm_solver_adaptive",
 ]
 ADAPTIVE = "dpm_solver_adaptive"
@@ -84,8 +83,7 @@ class FuseSolver(Pass):
 
     Args:
         solver: "same" keeps the captured one; "euler", "heun" and "adams_bashforth" suit flow
-            models, "multistep" is adams_bashforth for flow models and dpm_solver_pp for the others,
-            "mr_sampler" is for mean-reverting models; the rest suit every model.
+            models, "mr_sampler" mean-reverting ones; the rest suit every model.
         order: of the solver, in [1, 3]; None means 2 where the solver has it.
         steps: denoiser calls per sample, in [1, 10000]; None keeps the captured number. A
             singlestep solver spends several on one of its steps.

@@ -14,13 +14,6 @@ from optimize.passes.solvers.solver_base import Sampling, Solver
 from optimize.passes.solvers.unipc import unipc
 
 
-def multistep(run: Sampling) -> SolverStep:
-    """The multistep solver that suits the model: in sigma for flow, in log-SNR for the others."""
-    if run.prediction == "flow":
-        return adams_bashforth(run)
-    return dpm_solver_pp(run)
-
-
 def _options(*names: str) -> frozenset[str]:
     return frozenset(names)
 
@@ -41,7 +34,6 @@ SOLVERS: dict[str, Solver] = {
     ),
     "unipc": Solver(unipc, 3, _options("dualfast", "threshold")),
     "mr_sampler": Solver(mr_sampler, 3, _options("eta", "dualfast")),
-    "multistep": Solver(multistep, 3, _options("threshold")),
 }
 """Recipe name → solver. A recipe may also say "same", the captured program's own."""
 

@@ -131,7 +131,7 @@ def test_the_shift_gives_the_published_coefficients_of_the_mean(name, order):
     step = multistep("m", run, "noise" if name == "noise" else "data", last_steps="full")
     kept = np.zeros(step.history)
     for call, matrix in enumerate(step.matrices):
-        # Where latent and clean estimate are 1 (or the noise 0) the mean's weight is what lacks to 1.
+        # Where latent and clean estimate are 1 (or the noise 0), the mean makes up the rest.
         values = np.array([1.0, 0.0 if name == "noise" else 1.0, *kept])
         latent, *kept = matrix[:, : 2 + step.history] @ values
         found = 1 - latent
