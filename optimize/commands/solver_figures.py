@@ -1,0 +1,300 @@
+"""The figures of `optimize solvers`: every solver on one model, by number of denoiser calls.
+
+Every run starts from the same noise with the same conditioning. The exact solution is a solver of
+third order with many calls; how far it is from itself with half the calls says how exact it is.
+"""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from optimize import __version__
+from optimize.commands.models import LoadedModel
+from optimize.commands.progress import StageBar
+from optimize.ir.errors import InputModelError, QualityError, RecipeError
+from optimize.ir.program import Program
+from optimize.ir.solver_step import captured_step
+from optimize.measure.quality import Interval, psnr, trajectory_distance
+from optimize.measure.solver_comparison import Score, SolverComparison, SolverLine
+from optimize.passes.calibration import Calibration, signature_request
+from optimize.passes.fuse_solver import ADAPTIVE, FuseSolver
+from optimize.passes.solvers.catalog import SOLVERS
+from optimize.passes.solvers.dualfast import DualFast
+from optimize.recipes.recipe import Recipe
+
+BATCH = 60
+"""Samples per run where the model's judge says what to sample."""
+
+Array = NDArray[np.float32]
+
+NOT_BY_DEFAULT = {
+    "multistep": "is adams_bashforth for flow models and dpm_solver_pp for the others",
+    ADAPTIVE: "takes as many calls as its tolerance needs, so it has no column",
+}
+NO_JUDGE = "has fresh noise, and the model has no judge of samples as a set"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is sampled in every run.
+
+    Attributes:
+        loaded: the model, with its examples and its judge.
+        samples: at least 2.
+        seed: of the first request's noise.
+        output: the result that is compared.
+    """
+
+    loaded: LoadedModel
+    samples: int
+    seed: int
+    output: str
+
+    def sample(self, program: Program) -> Array:
+        """[samples, ...] from a program, in requests of as many as the model takes."""
+        parts: list[Array] = []
+        drawn = 0
+        while drawn < self.samples:
+            fields: Mapping[str, Any] = {}
+            if self.loaded.judge is not None:
+                fields = self.loaded.judge.fields(drawn, min(BATCH, self.samples - drawn))
+            request = signature_request(
+                program.signature,
+                program.loop,
+                Calibration(inputs=fields),
+                self.loaded.example_inputs or {},
+                self.seed + len(parts),
+            )
+            parts.append(program(**request)[self.output].float().numpy())
+            drawn += len(parts[-1])
+        return np.concatenate(parts)[: self.samples]
+
+
+def candidates(names: Sequence[str], schedule: str) -> dict[str, FuseSolver]:
+    """Line name → the pass, its steps still open: what is compared of the solvers named.
+
+    Every order above the first (which is DDIM's for all that have a second), the default DualFast
+    on DPM-Solver++, and the stochastic form where there is one.
+    """
+    lines = {}
+    for name in names:
+        solver = SOLVERS[name]
+        forms: list[tuple[str, dict[str, Any]]] = [(name, {})]
+        if solver.highest_order > 1:
+            orders = range(2, solver.highest_order + 1)
+            forms = [(f"{name} {order}", {"order": order}) for order in orders]
+        if name == "dpm_solver_pp":
+            strength = DualFast().strength
+            forms.append((f"{name} 2, dualfast {strength}", {"order": 2, "dualfast": strength}))
+        if "eta" in solver.options:
+            noisy = [(f"{title}, eta 1", {**options, "eta": 1.0}) for title, options in forms[:1]]
+            # Without its noise the ancestral solver is DPM-Solver++ 2S, which has a line.
+            forms = noisy if name == "dpm_solver_pp_ancestral" else forms + noisy
+        for title, options in forms:
+            lines[title] = FuseSolver(solver=name, schedule=schedule, **options)  # type: ignore[arg-type]
+    return lines
+
+
+def measure_solvers(
+    program: Program,
+    loaded: LoadedModel,
+    *,
+    names: Sequence[str],
+    schedule: str,
+    calls: tuple[int, ...],
+    samples: int,
+    seed: int,
+    reference_calls: int,
+    progress: StageBar,
+) -> SolverComparison:
+    """Runs every solver that suits a model at every number of calls.
+
+    Args:
+        program: captured, its solver not fused.
+        loaded: what it was captured from.
+        names: of the catalogue; none means all but those that have no column of their own.
+        schedule: as in `FuseSolver`, for every run but the captured program's own.
+        calls: rising.
+        samples: per run, at least 2.
+        seed: of the noise.
+        reference_calls: of the run that stands for the exact solution.
+        progress: told what is running.
+    Raises:
+        InputModelError: the program has no denoising loop.
+        RecipeError: no reference can be run, or no solver.
+    """
+    description = program.description
+    if description is None:
+        raise InputModelError(
+            "solvers: found a program without a denoising loop, expected one to solve"
+        )
+    outputs = program.signature.outputs
+    asked = Asked(loaded, samples, seed, "latent" if "latent" in outputs else outputs[0])
+    progress.wait("reference")
+    item = reference_solver(description.prediction, schedule, reference_calls)
+    exact, half = (
+        asked.sample(_rewritten(program, item, count))
+        for count in (reference_calls, reference_calls // 2)
+    )
+    progress.wait("captured program")
+    captured = asked.sample(program)
+    lines: list[SolverLine] = []
+    refused: dict[str, SolverLine] = {}
+    left_out: dict[str, str] = {}
+    chosen = [name for name in names or SOLVERS if name not in NOT_BY_DEFAULT or name in names]
+    if not names:
+        left_out |= NOT_BY_DEFAULT
+    items = candidates(chosen, schedule)
+    for place, (name, candidate) in enumerate(items.items()):
+        progress(f"sample: {name}", place, len(items))
+        line = _line(name, candidate, program, asked, calls, exact)
+        if line.scores:
+            lines.append(line)
+        else:
+            refused[name] = line
+    for name, line in refused.items():
+        solver = line.options["solver"]
+        alone = all(other.options["solver"] != solver for other in lines)
+        left_out.setdefault(solver if alone else name, line.declined[calls[-1]])
+    if not lines:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise RecipeError(f"solvers: found none that suits the model: {reasons}")
+    own = captured_step(description)
+    comparison = SolverComparison(
+        model=loaded.name,
+        samples=samples,
+        seed=seed,
+        schedule=schedule,
+        calls=calls,
+        reference=f"{item.solver} {item.order}, {reference_calls} calls",
+        reference_error=trajectory_distance(half, exact),
+        captured=f"{own.name}, {own.calls} calls",
+        captured_score=_score(captured, exact, asked, noisy=False),
+        lines=tuple(lines),
+        left_out=left_out,
+        notes=_notes(program, items, calls, item, reference_calls, asked),
+        environment=_environment(),
+    )
+    recipes = {}
+    for count in calls:
+        best = comparison.best(count)
+        if best is not None:
+            recipes[count] = recipe_text(best, count)
+    return replace(comparison, recipes=recipes)
+
+
+def reference_solver(prediction: str, schedule: str, calls: int) -> FuseSolver:
+    """The solver of the run that stands for the exact solution."""
+    name = "adams_bashforth" if prediction == "flow" else "dpm_solver_pp"
+    return FuseSolver(solver=name, order=3, steps=calls, schedule=schedule)  # type: ignore[arg-type]
+
+
+def recipe_text(line: SolverLine, calls: int) -> str:
+    """A recipe of a line as YAML, with the options that are not at their default."""
+    data = {"passes": [{"fuse_solver": {**line.options, "steps": calls}}], "target": "onnx"}
+    Recipe.load(data)  # what the page shows must load
+    return yaml.safe_dump(data, sort_keys=False)
+
+
+def _line(
+    name: str,
+    item: FuseSolver,
+    program: Program,
+    asked: Asked,
+    calls: Sequence[int],
+    exact: Array,
+) -> SolverLine:
+    """A candidate at every number of calls; what it declines, with the reason."""
+    scores, declined = {}, {}
+    noisy = item.eta > 0
+    for count in calls:
+        reason = replace(item, steps=count).declines(program)
+        if noisy and asked.loaded.judge is None:
+            reason = NO_JUDGE
+        if reason is None:
+            try:
+                found = asked.sample(_rewritten(program, item, count))
+                scores[count] = _score(found, exact, asked, noisy)
+            except QualityError as error:
+                reason = str(error)
+        if reason is not None:
+            declined[count] = reason
+    defaults = {entry.name: entry.default for entry in fields(FuseSolver)}
+    options = {
+        key: value
+        for key in defaults
+        if key != "steps" and (value := getattr(item, key)) != defaults[key]
+    }
+    return SolverLine(name, options, scores, declined)
+
+
+def _rewritten(program: Program, item: FuseSolver, calls: int) -> Program:
+    """The program with a solver of so many calls.
+
+    Raises:
+        RecipeError: the solver does not suit it.
+    """
+    chosen = replace(item, steps=calls)
+    reason = chosen.declines(program)
+    if reason is not None:
+        raise RecipeError(f"solvers: {reason}")
+    return chosen.rewrite(program).program
+
+
+def _score(found: Array, exact: Array, asked: Asked, noisy: bool) -> Score:
+    judge = asked.loaded.judge
+    frechet: Interval | None = None if judge is None else judge.frechet(found)
+    if noisy:
+        return Score(frechet=frechet)
+    return Score(trajectory_distance(found, exact), psnr(found, exact), frechet)
+
+
+def _notes(
+    program: Program,
+    items: Mapping[str, FuseSolver],
+    calls: Sequence[int],
+    reference: FuseSolver,
+    reference_calls: int,
+    asked: Asked,
+) -> tuple[str, ...]:
+    """What makes the numbers read otherwise than they look."""
+    notes = list(program.notes)
+    starts = {
+        count: _rewritten(program, reference, count).tables["timestep"][0]
+        for count in (*calls, reference_calls)
+        if reference.order is not None and count >= reference.order
+    }
+    if len({round(float(start), 3) for start in starts.values()}) > 1:
+        found = ", ".join(f"{start:.4g} with {count}" for count, start in starts.items())
+        notes.append(
+            f"The schedule begins at another timestep for each number of calls ({found}), so part "
+            "of each distance is not the solver's; another schedule would begin at the same."
+        )
+    if any(item.eta > 0 for item in items.values()) and asked.loaded.judge is not None:
+        notes.append(
+            "With eta above 0 a solver adds fresh noise and leaves the exact solution's path, so "
+            "only its samples as a set are judged."
+        )
+    if asked.loaded.judge is not None:
+        notes.append(
+            f"A Fréchet distance of {asked.samples} samples is biased upwards; compare those of "
+            "one page only, and mind their intervals."
+        )
+    return tuple(notes)
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "optimize": __version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
