@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from math import isclose
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,13 @@ from optimize.passes.fuse_solver import ADAPTIVE, FuseSolver
 from optimize.passes.solvers.catalog import SOLVERS
 from optimize.passes.solvers.dualfast import DualFast
 from optimize.recipes.recipe import Recipe
+from optimize.runtime.loop import Signature
 
 BATCH = 60
-"""Samples per run where the model's judge says what to sample."""
+"""Samples per request, where the examples do not say how many."""
+
+BATCH_SIZE = "batch"
+"""The name of that size in signatures."""
 
 Array = NDArray[np.float32]
 
@@ -62,19 +67,26 @@ class Asked:
         parts: list[Array] = []
         drawn = 0
         while drawn < self.samples:
-            fields: Mapping[str, Any] = {}
-            if self.loaded.judge is not None:
-                fields = self.loaded.judge.fields(drawn, min(BATCH, self.samples - drawn))
+            inputs = self._inputs(program.signature, drawn, min(BATCH, self.samples - drawn))
             request = signature_request(
                 program.signature,
                 program.loop,
-                Calibration(inputs=fields),
+                Calibration(inputs=inputs),
                 self.loaded.example_inputs or {},
                 self.seed + len(parts),
             )
             parts.append(program(**request)[self.output].float().numpy())
             drawn += len(parts[-1])
         return np.concatenate(parts)[: self.samples]
+
+    def _inputs(self, signature: Signature, first: int, count: int) -> Mapping[str, Any]:
+        """What a request for `count` samples says, besides the examples."""
+        if self.loaded.judge is not None:
+            return self.loaded.judge.fields(first, count)
+        given = any(BATCH_SIZE in str(size) for item in signature.inputs for size in item.shape)
+        if given or BATCH_SIZE not in signature.dimensions:
+            return {}
+        return {BATCH_SIZE: min(count, signature.dimensions[BATCH_SIZE][1])}
 
 
 def candidates(names: Sequence[str], schedule: str) -> dict[str, FuseSolver]:
@@ -179,7 +191,12 @@ def measure_solvers(
         captured_score=_score(captured, exact, asked, noisy=False),
         lines=tuple(lines),
         left_out=left_out,
-        notes=_notes(program, items, calls, item, reference_calls, asked),
+        notes=(
+            *program.notes,
+            *_twins(lines),
+            *_start_notes(program, item, (*calls, reference_calls)),
+            *_judge_notes(loaded, items, samples),
+        ),
         environment=_environment(),
     )
     recipes = {}
@@ -256,38 +273,53 @@ def _score(found: Array, exact: Array, asked: Asked, noisy: bool) -> Score:
     return Score(trajectory_distance(found, exact), psnr(found, exact), frechet)
 
 
-def _notes(
-    program: Program,
-    items: Mapping[str, FuseSolver],
-    calls: Sequence[int],
-    reference: FuseSolver,
-    reference_calls: int,
-    asked: Asked,
-) -> tuple[str, ...]:
-    """What makes the numbers read otherwise than they look."""
-    notes = list(program.notes)
+def _twins(lines: Sequence[SolverLine]) -> list[str]:
+    """Notes on lines with the same distances: on some models two solvers are one."""
+    notes = []
+    for place, line in enumerate(lines):
+        for other in lines[:place]:
+            pairs = [
+                (line.scores[count].value("distance"), other.scores[count].value("distance"))
+                for count in set(line.scores) & set(other.scores)
+            ]
+            if pairs and all(
+                ours is not None and theirs is not None and isclose(ours, theirs, rel_tol=1e-4)
+                for ours, theirs in pairs
+            ):
+                notes.append(f"{line.name} and {other.name} give the same on this model.")
+                break
+    return notes
+
+
+def _start_notes(program: Program, reference: FuseSolver, calls: Sequence[int]) -> list[str]:
+    """A note where runs of different length begin at different noise levels."""
+    first = replace(reference, order=1)
     starts = {
-        count: _rewritten(program, reference, count).tables["timestep"][0]
-        for count in (*calls, reference_calls)
-        if reference.order is not None and count >= reference.order
+        count: float(_rewritten(program, first, count).tables["timestep"][0]) for count in calls
     }
-    if len({round(float(start), 3) for start in starts.values()}) > 1:
-        found = ", ".join(f"{start:.4g} with {count}" for count, start in starts.items())
+    if len({round(start, 3) for start in starts.values()}) == 1:
+        return []
+    found = ", ".join(f"{start:.4g} with {count} calls" for count, start in starts.items())
+    return [
+        f"The schedule begins at another timestep for each number of calls ({found}), so part of "
+        "each distance is the schedule's, not the solver's; with another --schedule all begin at "
+        "the same."
+    ]
+
+
+def _judge_notes(loaded: LoadedModel, items: Mapping[str, FuseSolver], samples: int) -> list[str]:
+    if loaded.judge is None:
+        return []
+    notes = [
+        f"A Fréchet distance of {samples} samples is biased upwards: compare those of one page "
+        "only, and mind their intervals."
+    ]
+    if any(item.eta > 0 for item in items.values()):
         notes.append(
-            f"The schedule begins at another timestep for each number of calls ({found}), so part "
-            "of each distance is not the solver's; another schedule would begin at the same."
+            "With eta above 0 a solver adds fresh noise and leaves the path of the exact solution, "
+            "so only its samples as a set are judged."
         )
-    if any(item.eta > 0 for item in items.values()) and asked.loaded.judge is not None:
-        notes.append(
-            "With eta above 0 a solver adds fresh noise and leaves the exact solution's path, so "
-            "only its samples as a set are judged."
-        )
-    if asked.loaded.judge is not None:
-        notes.append(
-            f"A Fréchet distance of {asked.samples} samples is biased upwards; compare those of "
-            "one page only, and mind their intervals."
-        )
-    return tuple(notes)
+    return notes
 
 
 def _environment() -> dict[str, str]:

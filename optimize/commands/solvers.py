@@ -130,10 +130,10 @@ def _list(as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    table = Table(
-        "solver", "orders", "calls per step", "models", "options", "what it is",
-        box=None, header_style="bold",
-    )  # fmt: skip
+    table = Table(box=None, header_style="bold")
+    table.add_column("solver", no_wrap=True)
+    for title in ("orders", "calls per step", "models", "options", "what it is"):
+        table.add_column(title)
     for row in rows:
         low, high = row["orders"]
         per_step = row["calls_per_step"]

@@ -68,8 +68,8 @@ class SolverComparison:
         schedule: how all runs space their noise levels; "same" as the captured program.
         calls: the columns, rising.
         reference: name of the run that stands for the exact solution.
-        reference_error: distance of the reference to itself with half its calls; smaller distances
-            than this mean nothing.
+        reference_error: distance of the reference to itself with half its calls, which bounds its
+            own error from above: even at first order it has halved since.
         captured: name of the captured program's own run.
         captured_score: its score.
         lines: one per solver and order.
