@@ -19,6 +19,11 @@ METRIC_NAMES: dict[Metric, str] = {
 }
 
 
+def metric_text(metric: Metric, value: float) -> str:
+    """A number of a metric for a table: three digits, or dB with one behind the point."""
+    return f"{value:.1f}" if metric == "psnr" else f"{value:#.3g}".rstrip(".")
+
+
 @dataclass(frozen=True)
 class Score:
     """The samples of one run.

@@ -11,6 +11,7 @@ from optimize.measure.solver_comparison import (
     Score,
     SolverComparison,
     SolverLine,
+    metric_text,
 )
 from optimize.report.html import render_page
 from optimize.report.images import data_uri
@@ -75,6 +76,6 @@ def _cell(score: Score | None, metric: Metric) -> dict[str, Any]:
     if found is None:
         return {"text": "", "interval": ""}
     if isinstance(found, Interval):
-        interval = f"{found.low:.3g} to {found.high:.3g}"
-        return {"text": f"{found.value:.4g}", "interval": interval}
-    return {"text": f"{found:.1f}", "interval": ""}
+        low, high = (metric_text(metric, value) for value in (found.low, found.high))
+        return {"text": metric_text(metric, found.value), "interval": f"{low} to {high}"}
+    return {"text": metric_text(metric, found), "interval": ""}

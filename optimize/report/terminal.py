@@ -6,7 +6,12 @@ from rich.table import Table
 from rich.text import Text
 
 from optimize.ir.report import Report, amount, row_cells, seconds_text
-from optimize.measure.solver_comparison import METRIC_NAMES, Metric, SolverComparison
+from optimize.measure.solver_comparison import (
+    METRIC_NAMES,
+    Metric,
+    SolverComparison,
+    metric_text,
+)
 
 STYLES = {"baseline": "", "ours": "bold green", "control": "yellow", "part": "dim"}
 
@@ -67,9 +72,9 @@ def print_solvers(comparison: SolverComparison, console: Console) -> None:
     if reached:
         first = min(reached.values())
         names = ", ".join(name for name, calls in reached.items() if calls == first)
-        text = f"as close as {comparison.captured} with {first} calls: {names}"
+        text = f"as close as {comparison.captured}, with {first} calls: {names}"
     else:
-        text = f"none is as close as {comparison.captured} with the calls measured"
+        text = f"none of these is as close as {comparison.captured}"
     console.print(Text(text, "bold"))
     for note in comparison.notes:
         console.print(Text(f"note: {note}", "dim"))
@@ -80,7 +85,7 @@ def solvers_table(comparison: SolverComparison, metric: Metric) -> Table:
     table = Table(title=METRIC_NAMES[metric], title_justify="left", title_style="bold", box=SIMPLE)
     table.add_column("solver", no_wrap=True)
     for calls in comparison.calls:
-        table.add_column(str(calls), justify="right")
+        table.add_column(str(calls), justify="right", no_wrap=True)
     best = {calls: comparison.best(calls, metric) for calls in comparison.calls}
     for line in comparison.lines:
         cells = {
@@ -90,7 +95,7 @@ def solvers_table(comparison: SolverComparison, metric: Metric) -> Table:
         if any(value is not None for value in cells.values()):
             shown = [
                 Text(
-                    "-" if value is None else f"{value:.4g}",
+                    "-" if value is None else metric_text(metric, value),
                     "bold green" if best[calls] is line else "",
                 )
                 for calls, value in cells.items()
@@ -98,6 +103,6 @@ def solvers_table(comparison: SolverComparison, metric: Metric) -> Table:
             table.add_row(Text(line.name), *shown)
     own = comparison.captured_score.value(metric)
     if own is not None:
-        table.caption = f"{comparison.captured}, as it is: {own:.4g}"
+        table.caption = f"{comparison.captured}, as it is: {metric_text(metric, own)}"
         table.caption_justify = "left"
     return table

@@ -123,7 +123,7 @@ def test_leaves_page_picture_and_numbers(
     first = (out / "solvers.json").read_bytes(), page
     assert run_command([*arguments, "--overwrite"]) == 0
     assert first == ((out / "solvers.json").read_bytes(), (out / "index.html").read_text())
-    assert "as close as euler, 12 calls" in capsys.readouterr().out
+    assert "as close as euler with 12 calls, with" in capsys.readouterr().out
 
 
 def test_scores_are_those_of_the_program_run_by_hand(model: str) -> None:
