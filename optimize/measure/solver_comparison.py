@@ -120,6 +120,23 @@ class SolverComparison:
         choose = max if metric == "psnr" else min
         return choose(found, key=lambda item: item[0])[1]
 
+    def clearly_best(self, calls: int, metric: Metric) -> SolverLine | None:
+        """The best line, unless its interval holds every other of the column."""
+        best = self.best(calls, metric)
+        if best is None:
+            return None
+        interval = getattr(best.scores[calls], metric)
+        if not isinstance(interval, Interval):
+            return best
+        others = [
+            value
+            for line in self.lines
+            if line is not best
+            and calls in line.scores
+            and (value := line.scores[calls].value(metric)) is not None
+        ]
+        return None if others and max(others) <= interval.high else best
+
     def calls_to_captured(self) -> dict[str, int]:
         """Line → fewest of the measured calls that come as close as the captured program."""
         limit = self.captured_score.value("distance")

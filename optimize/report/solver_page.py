@@ -53,8 +53,8 @@ def _name(line: SolverLine | None) -> str | None:
 
 
 def _table(comparison: SolverComparison, metric: Metric) -> dict[str, Any]:
-    """Heading and rows of a metric; a cell has its text, its interval and whether it is best."""
-    best = {calls: comparison.best(calls, metric) for calls in comparison.calls}
+    """Heading and rows of a metric; a cell has text, interval and whether it is clearly best."""
+    best = {calls: comparison.clearly_best(calls, metric) for calls in comparison.calls}
     rows = []
     for line in comparison.lines:
         cells = [
@@ -77,5 +77,5 @@ def _cell(score: Score | None, metric: Metric) -> dict[str, Any]:
         return {"text": "", "interval": ""}
     if isinstance(found, Interval):
         low, high = (metric_text(metric, value) for value in (found.low, found.high))
-        return {"text": metric_text(metric, found.value), "interval": f"{low} to {high}"}
+        return {"text": metric_text(metric, found.value), "interval": f"{low}–{high}"}
     return {"text": metric_text(metric, found), "interval": ""}

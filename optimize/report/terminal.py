@@ -63,7 +63,7 @@ def rows_table(report: Report) -> Table:
 
 
 def print_solvers(comparison: SolverComparison, console: Console) -> None:
-    """Prints a table per metric, the best of each column in bold, then what is left out."""
+    """Prints a table per metric, the clearly best of a column in bold, then what is left out."""
     for metric in comparison.metrics:
         console.print(solvers_table(comparison, metric))
     for name, reason in comparison.left_out.items():
@@ -86,7 +86,7 @@ def solvers_table(comparison: SolverComparison, metric: Metric) -> Table:
     table.add_column("solver", no_wrap=True)
     for calls in comparison.calls:
         table.add_column(str(calls), justify="right", no_wrap=True)
-    best = {calls: comparison.best(calls, metric) for calls in comparison.calls}
+    best = {calls: comparison.clearly_best(calls, metric) for calls in comparison.calls}
     for line in comparison.lines:
         cells = {
             calls: line.scores[calls].value(metric) if calls in line.scores else None
