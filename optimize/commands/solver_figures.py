@@ -92,8 +92,8 @@ class Asked:
 def candidates(names: Sequence[str], schedule: str) -> dict[str, FuseSolver]:
     """Line name → the pass, its steps still open: what is compared of the solvers named.
 
-    Every order above the first (which is DDIM's for all that have a second), the default DualFast
-    on DPM-Solver++, and the stochastic form where there is one.
+    Every order above the first (which is DDIM's or Euler's, but for UniPC's corrector), DualFast of
+    its default strength on DPM-Solver++, and the stochastic form where there is one.
     """
     lines = {}
     for name in names:
@@ -147,6 +147,7 @@ def measure_solvers(
         raise InputModelError(
             "solvers: found a program without a denoising loop, expected one to solve"
         )
+    suitable, refused, left_out = _chosen(program, loaded, names, schedule, calls)
     outputs = program.signature.outputs
     asked = Asked(loaded, samples, seed, "latent" if "latent" in outputs else outputs[0])
     progress.wait("reference")
@@ -157,27 +158,10 @@ def measure_solvers(
     )
     progress.wait("captured program")
     captured = asked.sample(program)
-    lines: list[SolverLine] = []
-    refused: dict[str, SolverLine] = {}
-    left_out: dict[str, str] = {}
-    chosen = [name for name in names or SOLVERS if name not in NOT_BY_DEFAULT or name in names]
-    if not names:
-        left_out |= NOT_BY_DEFAULT
-    items = candidates(chosen, schedule)
-    for place, (name, candidate) in enumerate(items.items()):
-        progress(f"sample: {name}", place, len(items))
-        line = _line(name, candidate, program, asked, calls, exact)
-        if line.scores:
-            lines.append(line)
-        else:
-            refused[name] = line
-    for name, line in refused.items():
-        solver = line.options["solver"]
-        alone = all(other.options["solver"] != solver for other in lines)
-        left_out.setdefault(solver if alone else name, line.declined[calls[-1]])
-    if not lines:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise RecipeError(f"solvers: found none that suits the model: {reasons}")
+    lines = []
+    for place, (name, entry) in enumerate(suitable.items()):
+        progress(f"sample: {name}", place, len(suitable))
+        lines.append(_line(name, entry, refused[name], program, asked, calls, exact))
     own = captured_step(description)
     comparison = SolverComparison(
         model=loaded.name,
@@ -195,7 +179,7 @@ def measure_solvers(
             *program.notes,
             *_twins(lines),
             *_start_notes(program, item, (*calls, reference_calls)),
-            *_judge_notes(loaded, items, samples),
+            *_judge_notes(loaded, suitable, samples),
         ),
         environment=_environment(),
     )
@@ -220,29 +204,63 @@ def recipe_text(line: SolverLine, calls: int) -> str:
     return yaml.safe_dump(data, sort_keys=False)
 
 
+def _chosen(
+    program: Program,
+    loaded: LoadedModel,
+    names: Sequence[str],
+    schedule: str,
+    calls: Sequence[int],
+) -> tuple[dict[str, FuseSolver], dict[str, dict[int, str]], dict[str, str]]:
+    """What is measured, where each cannot be, and what is left out for which reason.
+
+    Raises:
+        RecipeError: nothing is left.
+    """
+    items = candidates(names or [name for name in SOLVERS if name not in NOT_BY_DEFAULT], schedule)
+    left_out = {} if names else dict(NOT_BY_DEFAULT)
+    refused = {name: _refused(item, program, loaded, calls) for name, item in items.items()}
+    suitable = {name: item for name, item in items.items() if len(refused[name]) < len(calls)}
+    solvers = {item.solver for item in suitable.values()}
+    for name, item in items.items():
+        if name not in suitable:
+            # One reason for a solver that has no line at all.
+            title = name if item.solver in solvers else item.solver
+            left_out.setdefault(title, refused[name][calls[-1]])
+    if not suitable:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise RecipeError(f"solvers: found none that suits the model: {reasons}")
+    return suitable, refused, left_out
+
+
+def _refused(
+    item: FuseSolver, program: Program, loaded: LoadedModel, calls: Sequence[int]
+) -> dict[int, str]:
+    """Calls → why a candidate cannot be measured there."""
+    if item.eta > 0 and loaded.judge is None:
+        return dict.fromkeys(calls, NO_JUDGE)
+    reasons = {count: replace(item, steps=count).declines(program) for count in calls}
+    return {count: reason for count, reason in reasons.items() if reason is not None}
+
+
 def _line(
     name: str,
     item: FuseSolver,
+    refused: Mapping[int, str],
     program: Program,
     asked: Asked,
     calls: Sequence[int],
     exact: Array,
 ) -> SolverLine:
-    """A candidate at every number of calls; what it declines, with the reason."""
-    scores, declined = {}, {}
-    noisy = item.eta > 0
+    """A candidate at every number of calls where it is not refused."""
+    scores, declined = {}, dict(refused)
     for count in calls:
-        reason = replace(item, steps=count).declines(program)
-        if noisy and asked.loaded.judge is None:
-            reason = NO_JUDGE
-        if reason is None:
-            try:
-                found = asked.sample(_rewritten(program, item, count))
-                scores[count] = _score(found, exact, asked, noisy)
-            except QualityError as error:
-                reason = str(error)
-        if reason is not None:
-            declined[count] = reason
+        if count in refused:
+            continue
+        found = asked.sample(_rewritten(program, item, count))
+        try:
+            scores[count] = _score(found, exact, asked, item.eta > 0)
+        except QualityError as error:  # samples that are not finite have no score
+            declined[count] = str(error)
     defaults = {entry.name: entry.default for entry in fields(FuseSolver)}
     options = {
         key: value

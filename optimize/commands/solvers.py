@@ -116,10 +116,16 @@ def _known(names: Sequence[str]) -> list[str]:
     Raises:
         RecipeError: says which there are.
     """
+    from optimize.passes.fuse_solver import ADAPTIVE
     from optimize.passes.solvers.catalog import SOLVERS
     from optimize.recipes.options import nearest
 
     for name in names:
+        if name == ADAPTIVE:
+            raise RecipeError(
+                f"--solver {name}: takes as many calls as its tolerance needs, expected a solver of "
+                "a fixed number of calls"
+            )
         if name not in SOLVERS:
             raise RecipeError(f"--solver {name}: unknown; {nearest(name, SOLVERS, 'solvers')}")
     return list(dict.fromkeys(names))

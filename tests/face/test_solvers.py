@@ -16,6 +16,7 @@ from optimize.commands.models import LoadedModel, load_model
 from optimize.commands.progress import StageBar
 from optimize.commands.solver_figures import measure_solvers
 from optimize.commands.solvers import ScheduleName
+from optimize.ir.errors import RecipeError
 from optimize.ir.program import Program
 from optimize.ir.schedules import Spacing
 from optimize.measure.quality import Interval, trajectory_distance
@@ -157,6 +158,8 @@ def test_flow_model_has_its_solvers_and_higher_order_is_closer(model: str) -> No
     names = [line.name for line in comparison.lines]
     assert {"euler", "heun", "adams_bashforth 2", "adams_bashforth 3", "unipc 3"} <= set(names)
     assert "dpm_solver_pp 2, dualfast 0.25" in names
+    assert not any(name.startswith("multistep") for name in names)
+    assert comparison.left_out["multistep"].startswith("is adams_bashforth for flow models")
     assert "pure noise" in comparison.left_out["dpm_solver"]
     assert "as many calls as its tolerance needs" in comparison.left_out[ADAPTIVE]
     euler, second = (
@@ -201,6 +204,11 @@ def test_epsilon_model_leaves_flow_solvers_out_and_notes_its_starts(model: str) 
     assert any("begins at another timestep" in note for note in comparison.notes)
     even = measured(f"{model}:epsilon", names=("ddim",), calls=(6,), schedule="log_snr")
     assert not any("begins at another timestep" in note for note in even.notes)
+
+
+def test_model_without_any_suitable_solver_is_told(model: str) -> None:
+    with pytest.raises(RecipeError, match="found none that suits the model: dpm_solver: .*pure"):
+        measured(f"{model}:flow", names=("dpm_solver",))
 
 
 class MeanJudge:
@@ -256,6 +264,7 @@ def test_best_and_fewest_calls_follow_from_the_scores() -> None:
         (["--calls", "0,4"], "expected numbers from 1 to 50"),
         (["--calls", "60"], "raise that for more"),
         (["--solver", "unicp"], "Did you mean unipc?"),
+        (["--solver", ADAPTIVE], "expected a solver of a fixed number of calls"),
         (["--out", "-"], "expected the path of a new folder"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
