@@ -123,8 +123,8 @@ def _known(names: Sequence[str]) -> list[str]:
     for name in names:
         if name == ADAPTIVE:
             raise RecipeError(
-                f"--solver {name}: takes as many calls as its tolerance needs, expected a solver of "
-                "a fixed number of calls"
+                f"--solver {name}: takes as many calls as its tolerance needs, expected a solver "
+                "of a fixed number of calls"
             )
         if name not in SOLVERS:
             raise RecipeError(f"--solver {name}: unknown; {nearest(name, SOLVERS, 'solvers')}")
