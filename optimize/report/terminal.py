@@ -65,7 +65,12 @@ def rows_table(report: Report) -> Table:
 def print_solvers(comparison: SolverComparison, console: Console) -> None:
     """Prints a table per metric, the clearly best of a column in bold, then what is left out."""
     for metric in comparison.metrics:
+        console.print(Text(METRIC_NAMES[metric], "bold"))
         console.print(solvers_table(comparison, metric))
+        own = comparison.captured_score.value(metric)
+        if own is not None:
+            text = f"{comparison.captured}, as it is: {metric_text(metric, own)}\n"
+            console.print(Text(text, "dim"))
     for name, reason in comparison.left_out.items():
         console.print(Text(f"{name} left out: {reason}", "yellow"))
     reached = comparison.calls_to_captured()
@@ -82,7 +87,7 @@ def print_solvers(comparison: SolverComparison, console: Console) -> None:
 
 def solvers_table(comparison: SolverComparison, metric: Metric) -> Table:
     """One line per solver, one column per number of calls."""
-    table = Table(title=METRIC_NAMES[metric], title_justify="left", title_style="bold", box=SIMPLE)
+    table = Table(box=SIMPLE)
     table.add_column("solver", no_wrap=True)
     for calls in comparison.calls:
         table.add_column(str(calls), justify="right", no_wrap=True)
@@ -101,8 +106,4 @@ def solvers_table(comparison: SolverComparison, metric: Metric) -> Table:
                 for calls, value in cells.items()
             ]
             table.add_row(Text(line.name), *shown)
-    own = comparison.captured_score.value(metric)
-    if own is not None:
-        table.caption = f"{comparison.captured}, as it is: {metric_text(metric, own)}"
-        table.caption_justify = "left"
     return table
