@@ -31,6 +31,7 @@ COMMANDS = {
     "verify": "verify:verify",
     "recipes": "lists:recipes",
     "passes": "lists:passes",
+    "solvers": "solvers:solvers",
 }
 
 app = typer.Typer(

@@ -9,8 +9,7 @@ from rich.text import Text
 from optimize.commands.console import Json, console, print_json
 from optimize.commands.models import load_model
 from optimize.commands.progress import StageBar
-from optimize.commands.targets import check_out
-from optimize.runtime.errors import ResourceError
+from optimize.commands.targets import check_out, make_folder, write_files
 
 MODEL = "zoo:digits-dit"
 RECIPE = "image-fast"
@@ -43,29 +42,20 @@ def demo(
         baseline = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
         program = apply_recipe(baseline, recipe, loaded.example_inputs, progress=bar)
         bar.wait("export")
-        _make_folder(out)
+        make_folder(out)
         bundle = out / "bundle"
         program.export(bundle, overwrite=True, recipe=recipe.to_dict())
         figures = measure_demo(loaded.model, baseline, program, bundle, quick=quick, progress=bar)
         page = render_html(figures.report, figures.samples, f"{MODEL}, {RECIPE}")
-        _write(out / "report.json", render_json(figures.report).encode())
-        _write(out / "report.html", page.encode())
-        _write(out / "samples.png", png(figures.sheet, scale=2))
+        write_files(
+            out,
+            {
+                "report.json": render_json(figures.report).encode(),
+                "report.html": page.encode(),
+                "samples.png": png(figures.sheet, scale=2),
+            },
+        )
     _show(figures.report, out, as_json)
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"--out {out}: cannot be made: {error.strerror}") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _show(report: Any, out: Path, as_json: bool) -> None:

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError, RecipeError
+from optimize.measure.quality import Interval
 
 ZOO = ("digits-dit", "digits-dit-epsilon", "digits-dit-v", "digits-restore")
 KNOWN_ZOO = ", ".join(f"zoo:{name}" for name in ZOO)
@@ -20,14 +21,27 @@ HELP = (
 )
 
 
+class Judge(Protocol):
+    """Judges the samples of a model as a set, and says what to sample for it."""
+
+    def fields(self, first: int, count: int) -> Mapping[str, Any]:
+        """The request fields of `count` samples, from number `first` on."""
+        ...
+
+    def frechet(self, samples: Any) -> Interval:
+        """Fréchet distance of an array of samples [B, ...] to real ones, with its interval."""
+        ...
+
+
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with what `optimize` needs besides."""
+    """A model with what `optimize` needs besides; few models have a judge."""
 
     name: str
     model: Any
     example_inputs: Mapping[str, Any] | None = None
     loop: DenoiseLoop | None = None
+    judge: Judge | None = None
 
 
 def load_model(text: str) -> LoadedModel:

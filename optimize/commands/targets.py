@@ -89,6 +89,35 @@ def check_out(out: Path, overwrite: bool, *inputs: str) -> None:
         raise ResourceError(f"--out {text}: {resolved.parent} cannot be written; choose another")
 
 
+def make_folder(out: Path) -> None:
+    """Makes an output folder where there is none.
+
+    Raises:
+        ResourceError: it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"--out {out}: cannot be made: {error.strerror}") from error
+
+
+def write_files(out: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files into an output folder, each whole or not at all.
+
+    Raises:
+        ResourceError: one cannot be written.
+    """
+    make_folder(out)
+    for name, content in files.items():
+        path, part = out / name, out / f".{name}.part"
+        try:
+            part.write_bytes(content)
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
+
+
 def session_measure(request: Mapping[str, Any], repeats: int = 3) -> Callable[[Any], float]:
     """Measures programs on ONNX Runtime: the fastest of a few runs of one request, in seconds."""
 

@@ -1,18 +1,22 @@
 """The zoo's models as MODEL arguments: with example inputs and the loop they are sampled with."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 
 from optimize.commands.models import LoadedModel
 from optimize.ir.denoise import DenoiseLoop, Prediction
+from optimize.measure.quality import Interval
 from optimize.recipes.zoo.digits_data import IMAGE_SIZE, load_digits_data
 from optimize.recipes.zoo.digits_degradation import degraded_digits
 from optimize.recipes.zoo.digits_dit import load_digits_dit
 from optimize.recipes.zoo.digits_heads import SCHEDULE as VARIANCE_SCHEDULE
 from optimize.recipes.zoo.digits_heads import load_digits_head
+from optimize.recipes.zoo.digits_judge import DigitsJudge
 from optimize.recipes.zoo.digits_restore import SCHEDULE, load_digits_restore
+from optimize.recipes.zoo.digits_sampling import balanced_labels
 
 BASELINE_STEPS = 50
 EXAMPLE_BATCH = 2
@@ -27,7 +31,8 @@ def load_digits(name: str) -> LoadedModel:
 def load_digits_with(prediction: Prediction, name: str) -> LoadedModel:
     """The digits DiT with another head, on the variance-preserving path, with fifty DDIM steps."""
     loop = DenoiseLoop(prediction=prediction, schedule=VARIANCE_SCHEDULE, steps=BASELINE_STEPS)
-    return LoadedModel(name, load_digits_head(prediction), _digits_inputs(), loop)
+    model = load_digits_head(prediction)
+    return LoadedModel(name, model, _digits_inputs(), loop, BalancedDigits())
 
 
 def _digits_inputs() -> dict[str, torch.Tensor]:
@@ -58,6 +63,23 @@ def load_restorer(name: str) -> LoadedModel:
         steps=SCHEDULE.timesteps,
     )
     return LoadedModel(name, load_digits_restore(), inputs, loop)
+
+
+class BalancedDigits:
+    """As many of each digit, against the train split."""
+
+    @cached_property
+    def judge(self) -> DigitsJudge:
+        """Fitted when first asked."""
+        return DigitsJudge.fit(load_digits_data())
+
+    def fields(self, first: int, count: int) -> Mapping[str, Any]:
+        """Labels 0, 1, ..., 9, 0, ... from a place in that list on."""
+        return {"class_labels": balanced_labels(first + count)[first:].numpy()}
+
+    def frechet(self, samples: Any) -> Interval:
+        """Of images [B, 1, 32, 32], an array."""
+        return self.judge.frechet_interval(torch.from_numpy(samples))
 
 
 LOADERS: Mapping[str, Callable[[str], LoadedModel]] = {

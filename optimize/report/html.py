@@ -32,15 +32,10 @@ def render_html(report: Report, samples: Sequence[Samples] = (), title: str = "R
         samples: pictures to show, such as before and after.
         title: heading of the page.
     """
-    style = _resource("style.css")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"amount": amount, "seconds": seconds_text}
     metrics = list(dict.fromkeys(name for row in report.rows for name in row.quality))
-    return environment.from_string(_resource("page.html.j2")).render(
-        title=title,
-        style=style,
-        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'",
+    return render_page(
+        "page.html.j2",
+        title,
         report=report,
         samples=[
             {"caption": item.caption, "uri": data_uri(png(item.picture, item.scale))}
@@ -51,6 +46,26 @@ def render_html(report: Report, samples: Sequence[Samples] = (), title: str = "R
         curve=_curve(report),
         maps=[item for record in report.passes if (item := _maps(record)) is not None],
         options={record.name: plain(record.options) for record in report.passes},
+    )
+
+
+def render_page(template: str, title: str, **values: Any) -> str:
+    """A page of ours: its template with the style sheet inside, and a policy that loads nothing.
+
+    Args:
+        template: file name in this folder; what it shows is escaped.
+        title: of the page.
+        values: what the template shows.
+    """
+    style = _resource("style.css")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"amount": amount, "seconds": seconds_text}
+    return environment.from_string(_resource(template)).render(
+        title=title,
+        style=style,
+        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'",
+        **values,
     )
 
 

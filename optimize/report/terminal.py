@@ -6,6 +6,12 @@ from rich.table import Table
 from rich.text import Text
 
 from optimize.ir.report import Report, amount, row_cells, seconds_text
+from optimize.measure.solver_comparison import (
+    METRIC_NAMES,
+    Metric,
+    SolverComparison,
+    metric_text,
+)
 
 STYLES = {"baseline": "", "ours": "bold green", "control": "yellow", "part": "dim"}
 
@@ -53,4 +59,51 @@ def rows_table(report: Report) -> Table:
         table.add_column(Text(name), justify="right")
     for row in report.rows:
         table.add_row(*map(Text, row_cells(row, metrics)), style=STYLES[row.role])
+    return table
+
+
+def print_solvers(comparison: SolverComparison, console: Console) -> None:
+    """Prints a table per metric, the clearly best of a column in bold, then what is left out."""
+    for metric in comparison.metrics:
+        console.print(Text(METRIC_NAMES[metric], "bold"))
+        console.print(solvers_table(comparison, metric))
+        own = comparison.captured_score.value(metric)
+        if own is not None:
+            text = f"{comparison.captured}, as it is: {metric_text(metric, own)}\n"
+            console.print(Text(text, "dim"))
+    for name, reason in comparison.left_out.items():
+        console.print(Text(f"{name} left out: {reason}", "yellow"))
+    reached = comparison.calls_to_captured()
+    if reached:
+        first = min(reached.values())
+        names = ", ".join(name for name, calls in reached.items() if calls == first)
+        text = f"as close as {comparison.captured}, with {first} calls: {names}"
+    else:
+        text = f"none of these is as close as {comparison.captured}"
+    console.print(Text(text, "bold"))
+    for note in comparison.notes:
+        console.print(Text(f"note: {note}", "dim"))
+
+
+def solvers_table(comparison: SolverComparison, metric: Metric) -> Table:
+    """One line per solver, one column per number of calls."""
+    table = Table(box=SIMPLE)
+    table.add_column("solver", no_wrap=True)
+    for calls in comparison.calls:
+        table.add_column(str(calls), justify="right", no_wrap=True)
+    best = {calls: comparison.clearly_best(calls, metric) for calls in comparison.calls}
+    for line in comparison.lines:
+        cells = {
+            calls: line.scores[calls].value(metric) if calls in line.scores else None
+            for calls in comparison.calls
+        }
+        if any(value is not None for value in cells.values()):
+            shown = [
+                Text(
+                    "-" if value is None else metric_text(metric, value),
+                    "bold green" if best[calls] is line else "",
+                )
+                for calls, value in cells.items()
+            ]
+            table.add_row(Text(line.name), *shown)
     return table

@@ -20,17 +20,19 @@ def _options(*names: str) -> frozenset[str]:
 
 SOLVERS: dict[str, Solver] = {
     "euler": Solver(euler, flow_only=True),
-    "heun": Solver(heun, flow_only=True, options=_options("threshold")),
+    "heun": Solver(heun, flow_only=True, options=_options("threshold"), calls_per_step=2),
     "adams_bashforth": Solver(adams_bashforth, 3, flow_only=True, options=_options("threshold")),
     "ddim": Solver(ddim, options=_options("eta", "dualfast", "threshold")),
     "dpm_solver": Solver(dpm_solver, 3, _options("variant", "eta", "dualfast")),
-    "dpm_solver_singlestep": Solver(dpm_solver_singlestep, 3, _options("variant")),
+    "dpm_solver_singlestep": Solver(
+        dpm_solver_singlestep, 3, _options("variant"), calls_per_step=None
+    ),
     "dpm_solver_pp": Solver(dpm_solver_pp, 3, _options("variant", "eta", "dualfast", "threshold")),
     "dpm_solver_pp_singlestep": Solver(
-        dpm_solver_pp_singlestep, 3, _options("variant", "threshold")
+        dpm_solver_pp_singlestep, 3, _options("variant", "threshold"), calls_per_step=None
     ),
     "dpm_solver_pp_ancestral": Solver(
-        dpm_solver_pp_ancestral, options=_options("eta", "threshold")
+        dpm_solver_pp_ancestral, options=_options("eta", "threshold"), calls_per_step=2
     ),
     "unipc": Solver(unipc, 3, _options("dualfast", "threshold")),
     "mr_sampler": Solver(mr_sampler, 3, _options("eta", "dualfast")),

@@ -49,9 +49,12 @@ class Solver:
         highest_order: the orders are 1 to this.
         options: those of `Sampling` it takes besides `order`.
         flow_only: whether it integrates the velocity of flow models.
+        calls_per_step: of the denoiser, in the steps that are not shortened; None means as many as
+            the order.
     """
 
     make: Callable[[Sampling], SolverStep]
     highest_order: int = 1
     options: frozenset[str] = frozenset()
     flow_only: bool = False
+    calls_per_step: int | None = 1

@@ -6,10 +6,18 @@ import importlib.util
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from optimize.ir.denoise import DenoiseLoop
+from optimize.passes.fuse_solver import ADAPTIVE
+from optimize.passes.solvers.catalog import SOLVERS, solve
+from optimize.passes.solvers.solver_base import Sampling
+from optimize.recipes.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+SOLVERS_PAGE = ROOT / "docs" / "solvers.md"
 
 
 def test_builds_a_page_per_pass(tmp_path: Path) -> None:
@@ -42,3 +50,40 @@ def test_python_parses_and_imports_exist(page: Path) -> None:
             if isinstance(node, ast.ImportFrom) and node.module is not None:
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+
+
+def test_solvers_page_has_every_solver_with_its_orders_and_calls() -> None:
+    row = r"^\| `(\w+)` \| (1|1 to 3|2, 3) \| ([^|]+) \|"
+    rows = re.findall(row, SOLVERS_PAGE.read_text("utf-8"), re.MULTILINE)
+    found = {name: (orders, calls) for name, orders, calls in rows}
+    expected = {
+        name: (
+            "1" if item.highest_order == 1 else f"1 to {item.highest_order}",
+            "its order" if item.calls_per_step is None else str(item.calls_per_step),
+        )
+        for name, item in SOLVERS.items()
+    }
+    assert {name: found.get(name) for name in SOLVERS} == expected
+    assert ADAPTIVE in found
+
+
+def test_solvers_page_recipe_loads(tmp_path: Path) -> None:
+    (text,) = blocks(SOLVERS_PAGE, "yaml")
+    (tmp_path / "r.yaml").write_text(text)
+    assert [entry.item.name for entry in Recipe.load(tmp_path / "r.yaml").passes] == ["fuse_solver"]
+
+
+@pytest.mark.parametrize("prediction", ["flow", "epsilon"])
+def test_solvers_page_example_is_the_solver_it_says(prediction) -> None:
+    (text,) = blocks(SOLVERS_PAGE, "python")
+    names: dict = {}
+    exec(text, names)
+    run = Sampling(DenoiseLoop(prediction=prediction).levels, 6, prediction)
+    np.testing.assert_allclose(
+        names["my_solver"](run).matrices, solve("ddim", run).matrices, rtol=1e-9, atol=1e-12
+    )
