@@ -22,7 +22,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 STEPS = 28
-OURS = {"fuse_solver": {"solver": "multistep", "steps": 14}}
+OURS = {"fuse_solver": {"solver": "adams_bashforth", "steps": 14}}
 SETTINGS: list[dict[str, Any]] = [
     *({"threshold": threshold} for threshold in (0.1, 0.4, 1.0, 2.0)),
     *({"threshold": 0.4, "mask": mask} for mask in ("slow", "medium", "fast")),

@@ -169,10 +169,12 @@ class FuseSolver(Pass):
         return type(self)()
 
     def declines(self, program: Program) -> str | None:
-        if program.description is None:
-            return "the program has no denoising loop"
         if "solver" not in program.graphs:
-            return "the solver is already fused"
+            fused = any(name.startswith("step") for name in program.graphs)
+            return "the solver is already fused" if fused else "the program has no denoising loop"
+        if program.description is None:
+            fits = self == self.identity()
+            return None if fits else "the program has a solver of its own: only 'same' fits it"
         if self.solver == ADAPTIVE:
             return None if program.plan is None else f"{ADAPTIVE} has no fixed steps to plan for"
         try:
@@ -183,7 +185,8 @@ class FuseSolver(Pass):
 
     def rewrite(self, program: Program) -> Rewritten:
         description = program.description
-        assert description is not None
+        if description is None:
+            return _as_it_is(program)
         if self.solver == ADAPTIVE:
             return self._adaptive(program)
         step = self._step(description)
@@ -258,7 +261,8 @@ class FuseSolver(Pass):
         then it must stray no further.
         """
         description = after.description
-        assert description is not None
+        if description is None:
+            return []
         better = better_reading(before, request)
         if better is not None:
             warnings.warn(
@@ -310,6 +314,21 @@ class FuseSolver(Pass):
         if self.schedule == "same":
             return base
         return Respaced(base, self.schedule, self.shift)
+
+
+def _as_it_is(program: Program) -> Rewritten:
+    """Denoiser and solver as one graph, where the solver is no table of coefficients."""
+    repeat = denoising_repeat(program)
+    denoise, solve_call = repeat.bodies["step"]
+    assert isinstance(denoise, Call) and isinstance(solve_call, Call)
+    step = _fused_call(denoise, solve_call)
+    graphs = {name: graph for name, graph in program.graphs.items() if name != "solver"}
+    graphs["step"] = fused_graph(graphs.pop("denoiser"), program.graphs["solver"])
+    body = with_repeat(program, repeat.model_copy(update={"bodies": {"step": (step,)}}))
+    slots = tuple(slot for slot in program.loop.slots if slot.name != "prediction")
+    loop = program.loop.model_copy(update={"slots": slots, "body": body})
+    details = {"solver": "same", "denoiser_calls": len(repeat.steps)}
+    return Rewritten(replace(program, graphs=graphs, loop=loop), ("step",), details)
 
 
 def fused_name(name: str) -> str:

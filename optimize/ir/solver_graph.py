@@ -67,13 +67,13 @@ def fused_graph(denoiser: Graph, solver: Graph, *, evaluate: bool = False) -> Gr
         evaluate: the solver was traced by itself, so its shapes are worked out anew.
     """
     builder = Builder(fake_mode_of(denoiser))
-    latent = denoiser.node("latent").meta["val"]
     inputs: dict[str, fx.Node] = {}
     for graph in (denoiser, solver):
         for name in graph.inputs:
             if name != "prediction" and name not in inputs:
                 value = graph.node(name).meta["val"]
                 if evaluate and graph is solver:
+                    latent = denoiser.node("latent").meta["val"]
                     like = value.dim() == latent.dim()
                     value = latent if like else builder.fake(value.shape, value.dtype)
                 inputs[name] = builder.input(name, value)
