@@ -11,6 +11,7 @@ from typing import Any
 
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError, RecipeError
+from optimize.ir.torus_flow import TorusFlowLoop
 
 HELP = (
     "zoo:digits-dit, a diffusers pipeline (folder or hub id), or path/to/file.py:function, where "
@@ -26,7 +27,7 @@ class LoadedModel:
     name: str
     model: Any
     example_inputs: Mapping[str, Any] | None = None
-    loop: DenoiseLoop | None = None
+    loop: DenoiseLoop | TorusFlowLoop | None = None
 
 
 def load_model(text: str) -> LoadedModel:
@@ -81,9 +82,10 @@ def _from_file(path: Path, function: str) -> LoadedModel:
             f"model {path}:{function}: returned {found}, expected (module, example_inputs, loop)"
         )
     model, example_inputs, loop = made
-    if loop is not None and not isinstance(loop, DenoiseLoop):
+    if loop is not None and not isinstance(loop, DenoiseLoop | TorusFlowLoop):
         raise InputModelError(
-            f"model {path}:{function}: found loop {type(loop).__name__}, expected a DenoiseLoop"
+            f"model {path}:{function}: found loop {type(loop).__name__}, expected a DenoiseLoop "
+            "or a TorusFlowLoop"
         )
     return LoadedModel(f"{path.stem}:{function}", model, example_inputs, loop)
 
