@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from optimize.ir.denoise import DenoiseLoop, FlowSchedule, VarianceSchedule
     from optimize.ir.program import Program
     from optimize.ir.report import Report
+    from optimize.ir.torus_flow import TorusFlowLoop
     from optimize.recipes.recipe import Budget, Recipe
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "Program",
     "Recipe",
     "Report",
+    "TorusFlowLoop",
     "VarianceSchedule",
     "__version__",
     "optimize",
@@ -43,6 +45,7 @@ _HOMES = {
     "FlowSchedule": "optimize.ir.denoise",
     "VarianceSchedule": "optimize.ir.denoise",
     "Program": "optimize.ir.program",
+    "TorusFlowLoop": "optimize.ir.torus_flow",
     "Report": "optimize.ir.report",
     "Budget": "optimize.recipes.recipe",
     "Recipe": "optimize.recipes.recipe",

@@ -188,9 +188,7 @@ def _deviations(builder: Builder, noise: fx.Node, count: int, rank: int) -> fx.N
         aten.arange.start_step, 0, count * cells, cells, dtype=torch.int64, device="cpu"
     )
     first = builder.call(aten.view.default, first, [count] + [1] * (rank - 2))
-    entry = builder.call(
-        aten.embedding.default, table, builder.call(aten.add.Tensor, cell, first)
-    )
+    entry = builder.call(aten.embedding.default, table, builder.call(aten.add.Tensor, cell, first))
     low = builder.call(aten.select.int, entry, rank, 0)
     rise = builder.call(aten.select.int, entry, rank, 1)
     found = builder.call(aten.add.Tensor, low, builder.call(aten.mul.Tensor, share, rise))
@@ -246,9 +244,7 @@ def _program(
     graph: Graph, weights: dict[str, torch.Tensor], loop: TorusFlowLoop, notes: tuple[str, ...]
 ) -> Program:
     shape = dimensions_of(graph, graph.node("mean"))
-    request = [
-        name for name in graph.inputs if name not in ("mean", "concentration", "step_index")
-    ]
+    request = [name for name in graph.inputs if name not in ("mean", "concentration", "step_index")]
     predict = Call(
         graph="denoiser",
         inputs={

@@ -14,10 +14,10 @@ from optimize.ir.errors import InputModelError, RecipeError
 from optimize.ir.torus_flow import TorusFlowLoop
 
 HELP = (
-    "zoo:digits-dit, a diffusers pipeline (folder or hub id), or path/to/file.py:function, where "
-    "function() returns (module, example_inputs, loop)."
+    "zoo:digits-dit, zoo:torus-crystals, a diffusers pipeline (folder or hub id), or "
+    "path/to/file.py:function, where function() returns (module, example_inputs, loop)."
 )
-ZOO = ("digits-dit",)
+ZOO = ("digits-dit", "torus-crystals")
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def _from_zoo(text: str) -> LoadedModel:
         known = ", ".join(f"zoo:{item}" for item in ZOO)
         raise RecipeError(f"unknown model {text!r}; known zoo models: {known}{hint}")
     # A zoo model brings its weights; each is imported when asked for.
-    from optimize.commands.zoo import load_digits
+    from optimize.commands.zoo import LOADERS
 
-    return load_digits(text)
+    return LOADERS[name](text)
 
 
 def _from_file(path: Path, function: str) -> LoadedModel:

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimize.ir.errors import InputModelError
-from optimize.ir.von_mises_flow import accuracies
 
 MAX_FLOW_STEPS = 1000
 
@@ -37,7 +36,11 @@ class TorusFlowLoop:
 
     def __post_init__(self) -> None:
         steps = self.steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 2 <= steps <= MAX_FLOW_STEPS:
+        if (
+            isinstance(steps, bool)
+            or not isinstance(steps, int)
+            or not 2 <= steps <= MAX_FLOW_STEPS
+        ):
             raise InputModelError(
                 f"TorusFlowLoop: found steps {steps!r}, expected a whole number in "
                 f"[2, {MAX_FLOW_STEPS}], the steps of the training"
@@ -50,6 +53,9 @@ class TorusFlowLoop:
 
     def accuracies(self) -> NDArray[np.float64]:
         """alpha_1 … alpha_steps of the observations."""
+        # SciPy is not part of the torch-free half, but the command line names this class.
+        from optimize.ir.von_mises_flow import accuracies
+
         return np.array(accuracies(self.steps, self.last_concentration))
 
     def observed(self) -> NDArray[np.float64]:

@@ -33,20 +33,23 @@ _QUADRATURE_POINTS = 4001
 def wrap(angle: ArrayLike) -> Angles:
     """Angles in [-pi, pi] that are the same direction."""
     angle = np.asarray(angle, dtype=np.float64)
-    return angle - 2 * np.pi * np.round(angle / (2 * np.pi))
+    wrapped: Angles = angle - 2 * np.pi * np.round(angle / (2 * np.pi))
+    return wrapped
 
 
 def bessel_ratio(concentration: ArrayLike) -> Angles:
     """A(k) = I1(k) / I0(k) = E cos(u) for u ~ vM(0, k), in [0, 1)."""
     k = np.asarray(concentration, dtype=np.float64)
-    return special.i1e(k) / special.i0e(k)
+    ratio: Angles = special.i1e(k) / special.i0e(k)
+    return ratio
 
 
 def entropy(concentration: ArrayLike) -> Angles:
     """Differential entropy of vM(·, concentration), in nats; log(2 pi) at 0."""
     k = np.asarray(concentration, dtype=np.float64)
     # i0e(k) = exp(-k) I0(k): I0 itself overflows from k = 714.
-    return math.log(2 * math.pi) + np.log(special.i0e(k)) + k - k * bessel_ratio(k)
+    nats: Angles = math.log(2 * math.pi) + np.log(special.i0e(k)) + k - k * bessel_ratio(k)
+    return nats
 
 
 def divergence(accuracy: float, difference: ArrayLike) -> Angles:
@@ -171,7 +174,8 @@ def lattice_accuracy(time: ArrayLike, deviation: float) -> Angles:
         time: in [0, 1].
         deviation: sigma_1 of the belief at time 1, in (0, 1).
     """
-    return 1 - deviation ** (2 * np.asarray(time, dtype=np.float64))
+    gamma: Angles = 1 - deviation ** (2 * np.asarray(time, dtype=np.float64))
+    return gamma
 
 
 def lattice_belief(

@@ -5,6 +5,7 @@ lattice and, as `bias` = tanh of a difference, the free parameters of the sites.
 then distorted a little. Held out are all structures of some element combinations.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations, product
 
@@ -16,7 +17,7 @@ from optimize.recipes.zoo.crystal_prototypes import BINARY, TERNARY, Prototype
 
 CATIONS, ANIONS = 12, 8
 ELEMENTS = CATIONS + ANIONS
-MAX_ATOMS = 12
+MAX_ATOMS = 8
 HELD_OUT_PAIRS = 14
 TERNARIES = 300
 HELD_OUT_TERNARIES = 70
@@ -54,6 +55,20 @@ class Crystals:
         return Crystals(
             self.atom_types[chosen], self.lattice[chosen], self.coordinates[chosen], tuple(names)
         )
+
+    def by_size(self, largest: int) -> Iterator[tuple[NDArray[np.int64], "Crystals"]]:
+        """Parts of at most `largest` structures of like size, without needless padding.
+
+        Yields:
+            The part's indices and its structures, padded to its largest one only.
+        """
+        sizes = (self.atom_types > 0).sum(1).numpy()
+        order = np.argsort(sizes, kind="stable")
+        for first in range(0, len(order), largest):
+            chosen = order[first : first + largest]
+            part, width = self.rows(chosen), int(sizes[chosen].max())
+            types, places = part.atom_types[:, :width], part.coordinates[:, :width]
+            yield chosen, Crystals(types, part.lattice, places, part.prototypes)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The baseline: score matching on the torus with wrapped normal noise, same network.
 
 Angles at noise level i are data + sigma_i noise, wrapped; sigma rises exponentially from 0.005 to
-0.5 of a period over a thousand levels. The network predicts the score in units of its own standard
-deviation at that level.
+0.5 of a period over a thousand levels. The network's displacement over sigma squared is the score;
+the loss measures it in units of its own standard deviation at that level.
 
 Source: Jiao et al. (2023), Crystal Structure Prediction by Joint Equivariant Diffusion, sections
 4.2 and appendix B (DiffCSP).
@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from optimize.ir.von_mises_flow import wrap
-from optimize.recipes.zoo.crystal_data import Crystals
+from optimize.recipes.zoo.crystal_data import MAX_ATOMS, Crystals
 from optimize.recipes.zoo.crystal_flow import SAMPLING_BATCH, fractions
-from optimize.recipes.zoo.torus_crystals import CrystalNetwork, noise_level
+from optimize.recipes.zoo.torus_crystals import CrystalNetwork
 
 LEVELS = 1000
 SMALLEST_SIGMA, LARGEST_SIGMA = 0.005 * 2 * math.pi, 0.5 * 2 * math.pi
@@ -36,7 +36,9 @@ def sigmas() -> NDArray[np.float64]:
     return np.concatenate([[0.0], levels])
 
 
-def wrapped_score(difference: NDArray[np.float64], sigma: NDArray[np.float64]) -> NDArray[np.float64]:
+def wrapped_score(
+    difference: NDArray[np.float64], sigma: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Derivative of the logarithm of the wrapped normal density; broadcasts, radians."""
     shifted = wrap(difference)[..., None] + 2 * np.pi * np.arange(-_PERIODS, _PERIODS + 1)
     exponent = -0.5 * (shifted / sigma[..., None]) ** 2
@@ -48,7 +50,7 @@ def wrapped_score(difference: NDArray[np.float64], sigma: NDArray[np.float64]) -
 
 @functools.cache
 def score_deviations() -> NDArray[np.float64]:
-    """Root mean square of the score at each level, [LEVELS + 1]; 1 at level 0, which is not used."""
+    """Root mean square of the score at each level, [LEVELS + 1]; 1 at the unused level 0."""
     sigma = sigmas()[1:]
     # Equally probable normal numbers: the mean over them is one over the noise.
     quantile = (np.arange(2000) + 0.5) / 2000
@@ -80,16 +82,19 @@ def _call(
     level: NDArray[np.int64],
     crystals: Crystals,
 ) -> torch.Tensor:
-    sigma = torch.from_numpy(sigmas()[level]).float()[:, None, None]
-    certainty = noise_level(sigma**-2).expand(angles.shape)
-    predicted: torch.Tensor = network(
+    variance = sigmas()[level] ** 2
+    # Of a narrow normal distribution the inverse variance is the concentration.
+    concentration = torch.from_numpy(1 / variance).float()[:, None, None].expand(angles.shape)
+    shift: torch.Tensor = network(
         torch.from_numpy(angles).float(),
-        certainty,
+        concentration,
         torch.from_numpy(level).float(),
         crystals.atom_types,
         crystals.lattice,
     )
-    return predicted
+    # The score is the displacement towards the data over the variance.
+    unit = torch.from_numpy(1 / (variance * score_deviations()[level])).float()
+    return shift.float() * unit[:, None, None]
 
 
 def sample_diffusion(
@@ -109,9 +114,8 @@ def sample_diffusion(
         stochastic: ancestral sampling; otherwise the probability flow's Euler steps in sigma.
     """
     levels = np.linspace(LEVELS, 0, steps + 1).round().astype(np.int64)
-    parts = []
-    for first in range(0, len(crystals), SAMPLING_BATCH):
-        part = crystals.rows(slice(first, first + SAMPLING_BATCH))
+    found = np.zeros((len(crystals), MAX_ATOMS, 3))
+    for rows, part in crystals.by_size(SAMPLING_BATCH):
         shape = tuple(part.coordinates.shape)
         angles = generator.uniform(-np.pi, np.pi, shape)
         for level, following in zip(levels[:-1], levels[1:], strict=True):
@@ -129,8 +133,8 @@ def sample_diffusion(
             else:
                 angles = angles + sigma * (sigma - after) * score
             angles = wrap(angles)
-        parts.append(fractions(angles))
-    return np.concatenate(parts)
+        found[rows, : shape[1]] = fractions(angles)
+    return found
 
 
 def _score(

@@ -29,7 +29,8 @@ def flow_loss(
         crystals: their elements and lattices; its coordinates are not used.
     """
     alphas = np.array(accuracies(FLOW_STEPS, LARGEST_CONCENTRATION))
-    step = generator.integers(1, FLOW_STEPS + 1, size=len(angles))
+    # Every step as often as any other: their losses differ much.
+    step = generator.permutation(len(angles)) % FLOW_STEPS + 1
     deviation = generator.vonmises(0.0, alphas[:, None, None, None], (FLOW_STEPS, *angles.shape))
     seen = alphas[:, None] * (np.arange(1, FLOW_STEPS + 1)[:, None] < step)  # [steps, B]
     total = (seen[:, :, None, None] * np.exp(1j * deviation)).sum(axis=0)
@@ -48,7 +49,8 @@ def flow_loss(
     weight = torch.from_numpy(FLOW_STEPS * alphas * bessel_ratio(alphas)).float()[step - 1]
     present = (crystals.atom_types > 0).float()
     errors = difference.square().mean(dim=-1) * weight[:, None]
-    return (errors * present).sum() / present.sum()
+    loss: torch.Tensor = (errors * present).sum() / present.sum()
+    return loss
 
 
 Observe = Callable[[int], NDArray[np.float64]]
@@ -91,11 +93,10 @@ def sample_flow(
     model: TorusCrystals, crystals: Crystals, generator: np.random.Generator
 ) -> NDArray[np.float64]:
     """Fractional coordinates [S, MAX_ATOMS, 3] for the elements and lattices of `crystals`."""
-    parts = []
+    found = np.zeros((len(crystals), MAX_ATOMS, 3))
     alphas = accuracies(FLOW_STEPS, LARGEST_CONCENTRATION)
-    for first in range(0, len(crystals), SAMPLING_BATCH):
-        part = crystals.rows(slice(first, first + SAMPLING_BATCH))
-        shape = (len(part), MAX_ATOMS, 3)
+    for rows, part in crystals.by_size(SAMPLING_BATCH):
+        shape = tuple(part.coordinates.shape)
 
         def predict(
             mean: NDArray[np.float64],
@@ -118,5 +119,5 @@ def sample_flow(
             return np.stack([generator.vonmises(0.0, alpha, shape) for alpha in alphas[:step]])
 
         prior = generator.uniform(-np.pi, np.pi, shape)
-        parts.append(flow_coordinates(predict, prior, observe))
-    return np.concatenate(parts)
+        found[rows, : shape[1]] = flow_coordinates(predict, prior, observe)
+    return found

@@ -1,4 +1,4 @@
-"""Structure types of binary and ternary crystals, in fixed settings of 3 to 12 atoms a cell.
+"""Structure types of binary and ternary crystals, in fixed settings of 4 to 8 atoms a cell.
 
 Each is a function of the radii of its elements and of one number that the elements decide, the
 `bias`, which sets the free parameters of the sites: a hidden rule that a model has to find. Cells
@@ -34,6 +34,7 @@ class Cell:
 
 Prototype = Callable[[Radii, float], Cell]
 
+BODY_CENTRES = [(0.0, 0.0, 0.0), (0.5, 0.5, 0.5)]
 FACE_CENTRES = [(0.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.5, 0.0, 0.5), (0.5, 0.5, 0.0)]
 
 
@@ -49,10 +50,6 @@ def _shifted(
     sites: list[tuple[float, float, float]], x: float, y: float, z: float
 ) -> list[tuple[float, float, float]]:
     return [(a + x, b + y, c + z) for a, b, c in sites]
-
-
-def _with_inverses(sites: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
-    return sites + [(-x, -y, -z) for x, y, z in sites]
 
 
 def caesium_chloride(radius: Radii, bias: float) -> Cell:
@@ -79,29 +76,38 @@ def zinc_blende(radius: Radii, bias: float) -> Cell:
 
 
 def fluorite(radius: Radii, bias: float) -> Cell:
-    """AX2, cubic, no free parameter."""
-    a = 4 * (radius["A"] + radius["X"]) / math.sqrt(3)
-    anions = _shifted(FACE_CENTRES, 0.25, 0.25, 0.25) + _shifted(FACE_CENTRES, 0.75, 0.75, 0.75)
-    return Cell(_box(a, a, a), {"A": FACE_CENTRES, "X": anions})
+    """AX2, cubic in its tetragonal cell of six atoms, no free parameter."""
+    c = 4 * (radius["A"] + radius["X"]) / math.sqrt(3)
+    a = c / math.sqrt(2)
+    sites: Sites = {
+        "A": BODY_CENTRES,
+        "X": [(0.0, 0.5, 0.25), (0.5, 0.0, 0.75), (0.5, 0.0, 0.25), (0.0, 0.5, 0.75)],
+    }
+    return Cell(_box(a, a, c), sites)
 
 
 def half_heusler(radius: Radii, bias: float) -> Cell:
-    """ABX, cubic, no free parameter."""
-    a = 2 * (radius["B"] + radius["X"])
+    """ABX, cubic in its tetragonal cell of six atoms, no free parameter."""
+    c = 2 * (radius["B"] + radius["X"])
+    a = c / math.sqrt(2)
     sites: Sites = {
-        "A": FACE_CENTRES,
-        "B": _shifted(FACE_CENTRES, 0.25, 0.25, 0.25),
-        "X": _shifted(FACE_CENTRES, 0.5, 0.5, 0.5),
+        "A": BODY_CENTRES,
+        "B": [(0.0, 0.5, 0.25), (0.5, 0.0, 0.75)],
+        "X": [(0.0, 0.0, 0.5), (0.5, 0.5, 0.0)],
     }
-    return Cell(_box(a, a, a), sites)
+    return Cell(_box(a, a, c), sites)
 
 
-def pyrite(radius: Radii, bias: float) -> Cell:
-    """AX2, cubic; `bias` moves X along the threefold axes."""
-    a = 2.2 * (radius["A"] + radius["X"])
-    u = 0.385 + 0.03 * bias
-    anions = [(u, u, u), (0.5 - u, -u, 0.5 + u), (-u, 0.5 + u, 0.5 - u), (0.5 + u, 0.5 - u, -u)]
-    return Cell(_box(a, a, a), {"A": FACE_CENTRES, "X": _with_inverses(anions)})
+def matlockite(radius: Radii, bias: float) -> Cell:
+    """ABX, tetragonal layers, six atoms; `bias` moves A and B along c, opposite ways."""
+    a = 1.72 * (radius["A"] + radius["X"])
+    low, high = 0.2 + 0.04 * bias, 0.65 - 0.04 * bias
+    sites: Sites = {
+        "A": [(0.0, 0.5, low), (0.5, 0.0, -low)],
+        "B": [(0.0, 0.5, high), (0.5, 0.0, -high)],
+        "X": [(0.0, 0.0, 0.0), (0.5, 0.5, 0.0)],
+    }
+    return Cell(_box(a, a, a * 1.75), sites)
 
 
 def polar_perovskite(radius: Radii, bias: float) -> Cell:
@@ -118,25 +124,6 @@ def polar_perovskite(radius: Radii, bias: float) -> Cell:
         ],
     }
     return Cell(_box(a, a, a * (1.02 + 0.06 * (1 + bias))), sites)
-
-
-def tilted_perovskite(radius: Radii, bias: float) -> Cell:
-    """ABX3, tetragonal, ten atoms; `bias` turns the octahedra about c."""
-    a = 2 * math.sqrt(2) * (radius["B"] + radius["X"])
-    x = 0.25 - 0.035 * (1 + bias)
-    sites: Sites = {
-        "A": [(0.0, 0.5, 0.5), (0.5, 0.0, 0.5)],
-        "B": [(0.0, 0.0, 0.0), (0.5, 0.5, 0.0)],
-        "X": [
-            (0.0, 0.0, 0.5),
-            (0.5, 0.5, 0.5),
-            (x, 0.5 + x, 0.0),
-            (-x, 0.5 - x, 0.0),
-            (0.5 - x, x, 0.0),
-            (0.5 + x, -x, 0.0),
-        ],
-    }
-    return Cell(_box(a, a, a / math.sqrt(2) * (1.05 + 0.04 * bias)), sites)
 
 
 def wurtzite(radius: Radii, bias: float) -> Cell:
@@ -180,15 +167,6 @@ def rutile(radius: Radii, bias: float) -> Cell:
     return Cell(_box(a, a, a * (0.64 + 0.05 * bias)), sites)
 
 
-def anatase(radius: Radii, bias: float) -> Cell:
-    """AX2, tetragonal; `bias` stretches the bonds along c."""
-    a = 1.95 * (radius["A"] + radius["X"])
-    u = 0.208 + 0.02 * bias
-    cations = [(0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.0, 0.5, 0.25), (0.5, 0.0, 0.75)]
-    anions = _shifted(cations, 0.0, 0.0, u) + _shifted(cations, 0.0, 0.0, -u)
-    return Cell(_box(a, a, a * (2.5 + 0.1 * bias)), {"A": cations, "X": anions})
-
-
 def cadmium_iodide(radius: Radii, bias: float) -> Cell:
     """AX2, hexagonal layers, two along c; `bias` is their thickness."""
     a = 1.42 * (radius["A"] + radius["X"])
@@ -213,33 +191,6 @@ def molybdenite(radius: Radii, bias: float) -> Cell:
     return Cell(_hexagonal(a, 3.9 * a), sites)
 
 
-def quartz(radius: Radii, bias: float) -> Cell:
-    """AX2, trigonal, nine atoms; `bias` turns the tetrahedra."""
-    a = 2.9 * (radius["A"] + radius["X"])
-    u = 0.47 + 0.03 * bias
-    x, y, z = 0.413 + 0.01 * bias, 0.267 - 0.04 * bias, 0.786 + 0.03 * bias
-    anions = [
-        (x, y, z),
-        (-y, x - y, z + 2 / 3),
-        (-x + y, -x, z + 1 / 3),
-        (y, x, -z),
-        (x - y, -y, 1 / 3 - z),
-        (-x, -x + y, 2 / 3 - z),
-    ]
-    sites: Sites = {"A": [(u, 0.0, 2 / 3), (0.0, u, 1 / 3), (-u, -u, 0.0)], "X": anions}
-    return Cell(_hexagonal(a, a * (1.1 + 0.03 * bias)), sites)
-
-
-def corundum(radius: Radii, bias: float) -> Cell:
-    """A2X3, rhombohedral, ten atoms; `bias` moves A along and X about the threefold axis."""
-    a = 2.65 * (radius["A"] + radius["X"])
-    w, u = 0.352 + 0.015 * bias, 0.556 + 0.03 * bias
-    cations = [(w, w, w), (w + 0.5, w + 0.5, w + 0.5)]
-    anions = [(u, 0.5 - u, 0.25), (0.25, u, 0.5 - u), (0.5 - u, 0.25, u)]
-    sites: Sites = {"A": _with_inverses(cations), "X": _with_inverses(anions)}
-    return Cell((a, a, a, 55.3, 55.3, 55.3), sites)
-
-
 BINARY: dict[str, Prototype] = {
     item.__name__: item
     for item in (
@@ -247,22 +198,18 @@ BINARY: dict[str, Prototype] = {
         rock_salt,
         zinc_blende,
         fluorite,
-        pyrite,
         wurtzite,
         nickel_arsenide,
         litharge,
         rutile,
-        anatase,
         cadmium_iodide,
         molybdenite,
-        quartz,
-        corundum,
     )
 }
 """Structure types of two elements."""
 
 TERNARY: dict[str, Prototype] = {
-    item.__name__: item for item in (half_heusler, polar_perovskite, tilted_perovskite)
+    item.__name__: item for item in (half_heusler, matlockite, polar_perovskite)
 }
 """Structure types of three elements."""
 

@@ -24,6 +24,44 @@ LARGEST_CONCENTRATION = 1000.0
 SMALLEST_CONCENTRATION = 1e-7
 
 WEIGHTS_PATH = Path(__file__).with_name("torus_crystals.safetensors")
+WEIGHTS_SHA256 = ""
+DIFFUSION_WEIGHTS_PATH = Path(__file__).with_name("torus_crystals_diffusion.safetensors")
+DIFFUSION_WEIGHTS_SHA256 = ""
+
+
+def load_torus_crystals(path: Path = WEIGHTS_PATH) -> TorusCrystals:
+    """Loads the trained Bayesian flow in evaluation mode.
+
+    Args:
+        path: the weights that come with `optimize`; their digest is checked.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not the one that this code was released with.
+    """
+    return TorusCrystals(_load_network(path, WEIGHTS_SHA256)).eval()
+
+
+def load_crystal_diffusion(path: Path = DIFFUSION_WEIGHTS_PATH) -> CrystalNetwork:
+    """Loads the trained diffusion baseline; as `load_torus_crystals`."""
+    return _load_network(path, DIFFUSION_WEIGHTS_SHA256)
+
+
+def _load_network(path: Path, expected: str) -> CrystalNetwork:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"torus_crystals: found no file {path}, expected the trained weights; restore it from "
+            "version control or train with `python -m optimize.recipes.zoo.train_torus_crystals`."
+        )
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != expected:
+        raise ValueError(
+            f"torus_crystals: found weights with SHA-256 {digest}, expected {expected}; restore "
+            f"{path} from version control, or update the digest here after training anew."
+        )
+    network = CrystalNetwork()
+    network.load_state_dict(safetensors.torch.load(content))
+    return network.eval()
 
 
 class CrystalLayer(nn.Module):
@@ -38,11 +76,14 @@ class CrystalLayer(nn.Module):
         self.to_message = nn.Linear(width, width)
         self.linear_in = nn.Linear(2 * width, width)
         self.linear_out = nn.Linear(width, width)
+        self.to_shift = nn.Linear(width, 3)
+        nn.init.zeros_(self.to_shift.weight)
+        nn.init.zeros_(self.to_shift.bias)
 
     def forward(
         self, atoms: torch.Tensor, edges: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        """Updates the atoms.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Updates the atoms; also returns a displacement of each, [B, atoms, 3].
 
         Args:
             atoms: [B, atoms, width].
@@ -54,12 +95,14 @@ class CrystalLayer(nn.Module):
         hidden = F.silu(hidden + self.to_edge(edges))
         message = (F.silu(self.to_message(hidden)) * weights).sum(2)
         hidden = F.silu(self.linear_in(torch.cat([normal, message], dim=-1)))
-        updated: torch.Tensor = atoms + self.linear_out(hidden)
-        return updated
+        updated = atoms + self.linear_out(hidden)
+        return updated, self.to_shift(updated)
 
 
 class CrystalNetwork(nn.Module):
     """A displacement for each atom, unchanged when all atoms are moved together.
+
+    Each layer moves the atoms, and the next one sees the differences of the moved ones.
 
     Args:
         width: of an atom's state.
@@ -76,10 +119,6 @@ class CrystalNetwork(nn.Module):
         self.mix = nn.Linear(width, width)
         edge_width = 6 * harmonics
         self.layers = nn.ModuleList(CrystalLayer(width, edge_width) for _ in range(layer_count))
-        self.norm = nn.LayerNorm(width)
-        self.to_shift = nn.Linear(width, 3)
-        nn.init.zeros_(self.to_shift.weight)
-        nn.init.zeros_(self.to_shift.bias)
         self.frequencies: torch.Tensor
         self.harmonics: torch.Tensor
         exponent = torch.arange(width // 2, dtype=torch.float32) / (width // 2)
@@ -89,7 +128,7 @@ class CrystalNetwork(nn.Module):
     def forward(
         self,
         angles: torch.Tensor,
-        noise_level: torch.Tensor,
+        concentration: torch.Tensor,
         step_index: torch.Tensor,
         atom_types: torch.Tensor,
         lattice: torch.Tensor,
@@ -98,7 +137,7 @@ class CrystalNetwork(nn.Module):
 
         Args:
             angles: [B, atoms, 3], radians, any period.
-            noise_level: [B, atoms, 3], about 0 for no knowledge to 1 for certainty.
+            concentration: [B, atoms, 3], >= 0, of the knowledge about each angle.
             step_index: [B], float32, in [1, 1000].
             atom_types: [B, atoms], int64, in [0, ELEMENTS]; 0 is no atom.
             lattice: [B, 6], as in `Crystals`.
@@ -110,14 +149,18 @@ class CrystalNetwork(nn.Module):
         angle = step_index[:, None] * self.frequencies
         step = self.step_embedding(torch.cat([angle.cos(), angle.sin()], dim=-1))
         cell = step + self.lattice_embedding(lattice)
-        atoms = self.type_embedding(atom_types) + self.noise_embedding(noise_level)
+        atoms = self.type_embedding(atom_types) + self.noise_embedding(noise_level(concentration))
         atoms = atoms + self.mix(F.silu(atoms + cell.unsqueeze(1)))
-        difference = angles.unsqueeze(1) - angles.unsqueeze(2)
-        waves = (difference.unsqueeze(4) * self.harmonics).flatten(3)
-        edges = torch.cat([waves.sin(), waves.cos()], dim=-1)
+        # Displacements are made in units of the belief's deviation.
+        unit = torch.rsqrt(1 + concentration) * present.unsqueeze(2)
+        shift = torch.zeros_like(angles)
         for layer in self.layers:
-            atoms = layer(atoms, edges, weights)
-        shift: torch.Tensor = self.to_shift(self.norm(atoms)) * present.unsqueeze(2)
+            moved = angles + shift
+            difference = moved.unsqueeze(1) - moved.unsqueeze(2)
+            waves = (difference.unsqueeze(4) * self.harmonics).flatten(3)
+            edges = torch.cat([waves.sin(), waves.cos()], dim=-1)
+            atoms, step_shift = layer(atoms, edges, weights)
+            shift = shift + step_shift * unit
         return shift
 
 
@@ -156,6 +199,6 @@ class TorusCrystals(nn.Module):
         Returns:
             [B, atoms, 3], radians in [-pi, pi]: 2 pi times the fractional coordinates less pi.
         """
-        level = noise_level(concentration)
-        angles = mean + self.network(mean, level, step_index, atom_types, lattice)
-        return angles - 2 * math.pi * torch.round(angles / (2 * math.pi))
+        angles = mean + self.network(mean, concentration, step_index, atom_types, lattice)
+        wrapped: torch.Tensor = angles - 2 * math.pi * torch.round(angles / (2 * math.pi))
+        return wrapped

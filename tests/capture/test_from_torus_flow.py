@@ -77,7 +77,7 @@ def deviations(noise: np.ndarray) -> np.ndarray:
 
 def run_solver(program: Program, **inputs: np.ndarray) -> dict[str, np.ndarray]:
     graph = program.graphs["solver"]
-    tensors = {name: torch.from_numpy(item).float() for name, item in inputs.items()}
+    tensors = {name: torch.from_numpy(item.copy()).float() for name, item in inputs.items()}
     return {name: item.numpy() for name, item in graph.run(program.weights, tensors).items()}
 
 
@@ -265,5 +265,5 @@ def test_refuses_missing_arguments_wrong_shapes_and_broken_weights():
         capture_torus_flow(Halved().eval(), given, LOOP)
     broken = Pull().eval()
     broken.places.data[0] = math.nan
-    with pytest.raises(NumericsError, match="found NaN or Inf in module.places"):
+    with pytest.raises(NumericsError, match="found NaN or Inf in places"):
         capture_torus_flow(broken, given, LOOP)

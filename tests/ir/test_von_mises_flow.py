@@ -87,9 +87,7 @@ def test_schedule_makes_the_entropy_fall_linearly(steps):
     falls = np.diff(entropy(np.concatenate([[0.0], targets])))
     np.testing.assert_allclose(falls, falls[0], rtol=1e-9)
     assert targets[-1] == 1000.0
-    for before, after, alpha in zip(
-        targets[:-1], targets[1:], accuracies(steps)[1:], strict=True
-    ):
+    for before, after, alpha in zip(targets[:-1], targets[1:], accuracies(steps)[1:], strict=True):
         # The schedule's own quadrature is checked with another one.
         lengths = np.abs(before + alpha * np.exp(1j * CIRCLE))
         assert (density(0.0, alpha) * lengths).sum() * CELL == pytest.approx(after, rel=1e-7)
