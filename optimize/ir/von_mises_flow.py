@@ -54,7 +54,8 @@ def entropy(concentration: ArrayLike) -> Angles:
 
 def divergence(accuracy: float, difference: ArrayLike) -> Angles:
     """KL divergence of vM(x, accuracy) from vM(x + difference, accuracy), in nats."""
-    return accuracy * bessel_ratio(accuracy) * (1 - np.cos(difference))
+    nats: Angles = accuracy * bessel_ratio(accuracy) * (1 - np.cos(difference))
+    return nats
 
 
 def updated_belief(
@@ -183,7 +184,9 @@ def lattice_belief(
 ) -> Angles:
     """The mean of the belief about normalized lattice entries, given standard normal noise."""
     gamma = lattice_accuracy(time, deviation)
-    return gamma * np.asarray(lattice) + np.sqrt(gamma * (1 - gamma)) * np.asarray(noise)
+    scale = np.sqrt(gamma * (1 - gamma))
+    mean: Angles = gamma * np.asarray(lattice) + scale * np.asarray(noise)
+    return mean
 
 
 def type_belief(

@@ -56,7 +56,7 @@ class TrainingOptions:
     """
 
     kind: Literal["flow", "diffusion"] = "flow"
-    steps: int = 9000
+    steps: int = 4000
     batch_size: int = 96
     matrix_rate: float = 0.01
     other_rate: float = 2e-3
@@ -64,7 +64,7 @@ class TrainingOptions:
     warmup_steps: int = 50
     decay_share: float = 0.6
     average_decay: float = 0.998
-    check_every: int = 1500
+    check_every: int = 1000
     check_samples: int = 128
     bfloat16: bool = True
     seed: int = 0
