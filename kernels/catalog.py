@@ -3,10 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from optimize.kernels.dynamic_threshold import onnx_lowering as dynamic_threshold
 from optimize.kernels.gather_rows import onnx_lowering as gather_rows
 from optimize.kernels.scatter_rows import onnx_lowering as scatter_rows
+from optimize.kernels.solver_step import onnx_lowering as solver_step
 
 ONNX_LOWERINGS: Mapping[str, Callable[..., Any]] = {
+    "optimize::dynamic_threshold": dynamic_threshold.lower,
     "optimize::gather_rows": gather_rows.lower,
     "optimize::scatter_rows": scatter_rows.lower,
+    "optimize::solver_step": solver_step.lower,
 }

@@ -21,8 +21,27 @@ class OnnxOps(Protocol):
         """One node with one output."""
         ...
 
+    def op_many(
+        self,
+        op_type: str,
+        *inputs: Value | None,
+        outputs: int,
+        domain: str = "",
+        **attributes: Any,
+    ) -> tuple[Value, ...]:
+        """One node with several outputs."""
+        ...
+
     def integers(self, numbers: Sequence[int]) -> Value:
         """A constant int64 vector."""
+        ...
+
+    def cast_like(self, value: Value, other: Value) -> Value:
+        """`value` in the dtype of `other`; both came from the traced graph."""
+        ...
+
+    def number_like(self, number: float, other: Value) -> Value:
+        """A constant scalar in the dtype of a value that came from the traced graph."""
         ...
 
     def sizes(self, value: Value) -> tuple[Size, ...]:

@@ -18,9 +18,10 @@ from optimize.ir.exporting import EXPORTERS
 
 if TYPE_CHECKING:
     from optimize.api import optimize
-    from optimize.ir.denoise import DenoiseLoop, FlowSchedule, VarianceSchedule
+    from optimize.ir.denoise import DenoiseLoop
     from optimize.ir.program import Program
     from optimize.ir.report import Report
+    from optimize.ir.schedules import FlowSchedule, Respaced, VarianceSchedule
     from optimize.ir.torus_flow import TorusFlowLoop
     from optimize.recipes.recipe import Budget, Recipe
 
@@ -33,6 +34,7 @@ __all__ = [
     "Program",
     "Recipe",
     "Report",
+    "Respaced",
     "TorusFlowLoop",
     "VarianceSchedule",
     "__version__",
@@ -42,8 +44,9 @@ __all__ = [
 _HOMES = {
     "optimize": "optimize.api",
     "DenoiseLoop": "optimize.ir.denoise",
-    "FlowSchedule": "optimize.ir.denoise",
-    "VarianceSchedule": "optimize.ir.denoise",
+    "FlowSchedule": "optimize.ir.schedules",
+    "Respaced": "optimize.ir.schedules",
+    "VarianceSchedule": "optimize.ir.schedules",
     "Program": "optimize.ir.program",
     "TorusFlowLoop": "optimize.ir.torus_flow",
     "Report": "optimize.ir.report",

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from optimize.capture.from_diffusers import capture_model
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import QualityError
+from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program
 from optimize.ir.record import Record
 from optimize.ir.report import Report
@@ -162,6 +163,8 @@ def export_onnx(
     program: Program,
     path: str | os.PathLike[str],
     *,
+    loop: LoopForm = "step",
+    unroll: int | None = None,
     overwrite: bool = False,
     recipe: Mapping[str, Any] | None = None,
     report: Report | None = None,
@@ -183,7 +186,15 @@ def export_onnx(
     if recipe is not None:
         files["recipe.yaml"] = Recipe.load(recipe).to_yaml().encode()
     plain = None if recipe is None else json.loads(json.dumps(recipe))
-    return export_bundle(program, path, overwrite=overwrite, extra_files=files, recipe=plain)
+    return export_bundle(
+        program,
+        path,
+        loop=loop,
+        unroll=unroll,
+        overwrite=overwrite,
+        extra_files=files,
+        recipe=plain,
+    )
 
 
 class _Bar:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimize.runtime import philox
-from optimize.runtime.loop import Binding, Call, Loop, Noise, Repeat, Slot, size_of
+from optimize.runtime.loop import Binding, Call, Loop, Repeat, Slot, size_of
 
 Handle = Any
 """An engine's own array type; only the engine that made it may use it."""
@@ -58,7 +58,7 @@ class Run:
         self._noise = {noise.name: noise for noise in self.loop.noise}
         self._slots = {slot.name: slot for slot in self.loop.slots}
         self._request: dict[str, Handle] = {}
-        self._rows: dict[str, list[Handle]] = {}
+        self._rows: dict[tuple[str, int, int | None], Handle] = {}
         # A buffer a slot no longer uses; the next call that writes the slot may write into it.
         self._spare: dict[str, Handle] = {}
         self._routes: dict[int, _Route] = {}
@@ -105,39 +105,52 @@ class Run:
         if slot.initial.source == "table":
             table = self.tables[slot.initial.name]
             return self.engine.upload(table[0], str(table.dtype))
-        return self._draw(self._noise[slot.initial.name], 0)
+        return self._draw(slot.initial, 0)
 
     def _value(self, binding: Binding, step: int) -> Handle:
         """A table row, noise, or a request field, which is uploaded once."""
         if binding.source == "table":
-            return self._row(binding.name, step)
+            return self._row(binding, step)
         if binding.source == "noise":
-            return self._draw(self._noise[binding.name], step)
+            return self._draw(binding, step)
         if binding.name not in self._request:
             self._request[binding.name] = self.engine.upload(
                 self.request[binding.name], self.request_dtypes[binding.name]
             )
         return self._request[binding.name]
 
-    def _row(self, name: str, step: int) -> Handle:
-        if name not in self._rows:
-            table = self.tables[name]
-            self._rows[name] = [self.engine.upload(row, str(table.dtype)) for row in table]
-        return self._rows[name][step]
+    def _row(self, binding: Binding, step: int) -> Handle:
+        key = (binding.name, step, binding.steps)
+        if key not in self._rows:
+            table = self.tables[binding.name]
+            self._rows[key] = self.engine.upload(_rows(table, binding, step), str(table.dtype))
+        return self._rows[key]
 
-    def _draw(self, noise: Noise, step: int) -> Handle:
+    def _draw(self, binding: Binding, step: int) -> Handle:
+        noise = self._noise[binding.name]
         if noise.name in self.request:
-            return self.engine.upload(self.request[noise.name], noise.dtype)
-        numbers = philox.normal_batch(self.seed, noise.name, step, self._shape(noise.shape))
-        return self.engine.upload(numbers * noise.scale, noise.dtype)
+            given = self.request[noise.name]
+            if noise.steps is not None:
+                given = _rows(given, binding, step)
+            elif binding.steps is not None:
+                given = np.stack([given] * binding.steps)
+            return self.engine.upload(given, noise.dtype)
+        shape = self._shape(noise.shape)
+        draws = [
+            philox.normal_batch(self.seed, noise.name, each, shape) * noise.scale
+            for each in range(step, step + (binding.steps or 1))
+        ]
+        return self.engine.upload(
+            draws[0] if binding.steps is None else np.stack(draws), noise.dtype
+        )
 
     def _execute(self, item: Call | Repeat, step: int) -> None:
         if isinstance(item, Call):
             self._call(item, step)
             return
-        for inner_step, body in enumerate(item.steps):
+        for index, body in enumerate(item.steps):
             for inner in item.bodies[body]:
-                self._execute(inner, inner_step)
+                self._execute(inner, index * item.stride)
             self._report()
             if item.until is not None and bool(
                 np.all(self.engine.download(self._state[item.until]))
@@ -172,6 +185,11 @@ class Run:
                 state[slot] = value
         for name, result in route.to_result:
             self.appended.setdefault(result, []).append(self.engine.download(outputs[name]))
+
+
+def _rows(array: NDArray[Any], binding: Binding, step: int) -> NDArray[Any]:
+    """The row of a step, or the rows of as many steps as the binding takes."""
+    return array[step] if binding.steps is None else array[step : step + binding.steps]
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ Dimension = (
 DType = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "bool"]
 
 
+STEP_RANGES = "step_ranges"
+"""The feature of loops whose calls take the rows of several steps."""
+
+
 class Data(BaseModel):
     """Base of everything stored in a manifest: strict, frozen, unknown keys refused."""
 
@@ -41,10 +45,21 @@ class Data(BaseModel):
 
 
 class Binding(Data):
-    """Where a value comes from; `table` means the row of the innermost loop's current step."""
+    """Where a value comes from; `table` means the row of the innermost loop's current step.
+
+    `steps`: for a table or noise, the rows or draws of this many steps from the current one on,
+    stacked in a first dimension of their own; None means one without that dimension.
+    """
 
     source: Literal["request", "state", "table", "noise"]
     name: Identifier
+    steps: int | None = Field(default=None, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _steps_of_what_has_steps(self) -> "Binding":
+        if self.steps is not None and self.source not in ("table", "noise"):
+            raise ValueError(f"{self.source} {self.name!r} has `steps`, which it does not have")
+        return self
 
 
 class Destination(Data):
@@ -85,13 +100,15 @@ class Slot(Data):
 class Noise(Data):
     """Standard normal numbers times `scale`, drawn anew for each step from (seed, name, step).
 
-    A request may give the array itself under the same name; it is then used as it is.
+    A request may give the array itself under the same name; it is then used as it is: the same at
+    every step or, with `steps`, an array [steps, *shape] with one draw per step.
     """
 
     name: Identifier
     dtype: DType
     shape: tuple[Dimension, ...]
     scale: float = 1.0
+    steps: int | None = Field(default=None, ge=1, le=1_000_000)
 
 
 class Call(Data):
@@ -106,11 +123,13 @@ class Repeat(Data):
     """Runs one of `bodies` per step, in the order `steps` names them.
 
     `until` names a boolean slot read after each step; the loop ends when all its elements are true.
+    `stride`: how many rows of the tables, and draws of the noise, one step goes on by.
     """
 
     steps: tuple[Identifier, ...] = Field(max_length=1_000_000)
     bodies: dict[Identifier, tuple["Item", ...]]
     until: Identifier | None = None
+    stride: int = Field(default=1, ge=1, le=1_000_000)
 
     @model_validator(mode="after")
     def _known_bodies(self) -> "Repeat":
@@ -172,6 +191,28 @@ def size_of(dimension: int | str, sizes: dict[str, int]) -> int:
         return dimension
     factor, _, name = dimension.rpartition("*")
     return int(factor or 1) * sizes[name]
+
+
+def features(loop: Loop) -> tuple[str, ...]:
+    """What a reader must know to run a loop, beyond the first version of the format."""
+    bound = [binding for call in calls(loop.body) for binding in call.inputs.values()]
+    ranges = (
+        any(binding.steps is not None for binding in bound)
+        or any(noise.steps is not None for noise in loop.noise)
+        or any(item.stride != 1 for item in repeats(loop.body))
+    )
+    return (STEP_RANGES,) if ranges else ()
+
+
+def repeats(body: tuple[Call | Repeat, ...]) -> list[Repeat]:
+    """Every repeat of a body, inner ones after the one that holds them."""
+    found: list[Repeat] = []
+    for item in body:
+        if isinstance(item, Repeat):
+            found.append(item)
+            for inner in item.bodies.values():
+                found.extend(repeats(inner))
+    return found
 
 
 def calls(body: tuple[Call | Repeat, ...]) -> list[Call]:

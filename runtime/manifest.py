@@ -17,10 +17,22 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from optimize.runtime.errors import CorruptBundle, UnsafeBundle, VersionError
-from optimize.runtime.loop import Call, Data, Identifier, Loop, Repeat, Signature, calls
+from optimize.runtime.loop import (
+    STEP_RANGES,
+    Data,
+    Identifier,
+    Loop,
+    Signature,
+    calls,
+    features,
+    repeats,
+)
 from optimize.runtime.tensors import strict_json
 
-FORMAT_MAJOR, FORMAT_MINOR = 1, 0
+FORMAT_MAJOR, FORMAT_MINOR = 1, 1
+FEATURES = frozenset({STEP_RANGES})
+"""The values of `required_features` that this version has."""
+
 FORMAT = "optimize-bundle"
 MANIFEST_FILE = "manifest.json"
 PACKAGE_VERSION = "1.0"
@@ -107,20 +119,13 @@ class Manifest(Data):
                     raise ValueError(f"the loop writes unknown slot {destination.state}")
         if unknown := sorted(set(self.loop.results.values()) - slots):
             raise ValueError(f"the loop returns unknown slots {unknown}")
-        for item in _repeats(self.loop.body):
+        needed = set(features(self.loop)) - set(self.required_features)
+        if needed:
+            raise ValueError(f"`required_features` lacks {sorted(needed)}, which the loop needs")
+        for item in repeats(self.loop.body):
             if item.until is not None and item.until not in slots:
                 raise ValueError(f"the loop waits for unknown slot {item.until}")
         return self
-
-
-def _repeats(body: tuple[Call | Repeat, ...]) -> list[Repeat]:
-    found: list[Repeat] = []
-    for item in body:
-        if isinstance(item, Repeat):
-            found.append(item)
-            for inner in item.bodies.values():
-                found.extend(_repeats(inner))
-    return found
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
@@ -161,13 +166,14 @@ def parse_manifest(raw: bytes) -> Manifest:
     data = extra.get(PACKAGE_SLOT) if isinstance(extra, dict) else None
     newer = _check_version(data)
     manifest = _validated(data, newer)
-    if not newer and package != json.loads(dump_manifest(manifest)):
+    if not newer and _without_ours(package) != _without_ours(json.loads(dump_manifest(manifest))):
         raise CorruptBundle(
             f"{MANIFEST_FILE}: found components that are not this bundle's graphs; export it again"
         )
-    if manifest.required_features:
+    missing = sorted(set(manifest.required_features) - FEATURES)
+    if missing:
         raise VersionError(
-            f"{MANIFEST_FILE}: needs {', '.join(manifest.required_features)}, which this version "
+            f"{MANIFEST_FILE}: needs {', '.join(missing)}, which this version "
             "does not have; install a newer version"
         )
     for path in manifest.files:
@@ -178,6 +184,12 @@ def parse_manifest(raw: bytes) -> Manifest:
         if other != path:
             raise UnsafeBundle(f"{MANIFEST_FILE}: {other!r} and {path!r} differ in case only")
     return manifest
+
+
+def _without_ours(package: Any) -> Any:
+    """What plain ONNX Runtime reads; our part may lack what a minor version added."""
+    extra = {**package["additional_metadata"], PACKAGE_SLOT: None}
+    return {**package, "additional_metadata": extra}
 
 
 def _check_version(data: Any) -> bool:

@@ -76,7 +76,13 @@ def check_request(
 
 def describe(item: Input | Noise) -> str:
     """A field as a user reads it: `class_labels int64 [batch]`."""
-    return f"{item.name} {item.dtype} [{', '.join(map(str, item.shape))}]"
+    return f"{item.name} {item.dtype} [{', '.join(map(str, field_shape(item)))}]"
+
+
+def field_shape(item: Input | Noise) -> tuple[int | str, ...]:
+    """The shape of a field as a request gives it: noise that has steps has one row for each."""
+    steps = item.steps if isinstance(item, Noise) else None
+    return item.shape if steps is None else (steps, *item.shape)
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
@@ -134,16 +140,16 @@ def _as_array(item: Input | Noise, given: Any) -> NDArray[Any]:
 
 def _bind_sizes(item: Input | Noise, array: NDArray[Any], sizes: dict[str, int]) -> None:
     """Learns named sizes from arrays of full rank."""
-    if array.ndim != len(item.shape):
+    if array.ndim != len(field_shape(item)):
         return
-    for dimension, size in zip(item.shape, array.shape, strict=True):
+    for dimension, size in zip(field_shape(item), array.shape, strict=True):
         if isinstance(dimension, str) and "*" not in dimension:
             sizes.setdefault(dimension, size)
 
 
 def _fit_shape(item: Input | Noise, array: NDArray[Any], sizes: dict[str, int]) -> NDArray[Any]:
     """The array at its full shape; a single number is repeated for the whole batch."""
-    expected = tuple(size_of(dimension, sizes) for dimension in item.shape)
+    expected = tuple(size_of(dimension, sizes) for dimension in field_shape(item))
     if array.ndim == 0 and len(expected) <= 1:
         return np.full(expected, array)
     if array.shape != expected:

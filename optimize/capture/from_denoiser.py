@@ -6,21 +6,19 @@ mean of learned-variance models are nodes of the denoiser graph.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from optimize.capture.check_model import check_finite
 from optimize.capture.from_module import MAX_BATCH, evaluation_mode, prepare, trace
-from optimize.ir.builder import Builder, fake_mode_of
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError, NumericsError
 from optimize.ir.graph import Graph
-from optimize.ir.program import Program, denoising_repeat, with_repeat
-from optimize.ir.solver_step import SolverStep, captured_step, history_slot
+from optimize.ir.program import Program
+from optimize.ir.solver_graph import solver_call, solver_graph, solver_noise, solver_slots
+from optimize.ir.solver_step import captured_step
 from optimize.ir.torch_engine import DTYPE_NAMES
 from optimize.runtime.loop import (
     Binding,
@@ -218,37 +216,6 @@ def dimensions_of(graph: Graph, node: Any) -> Dimensions:
     return tuple(result)
 
 
-def build_solver_graph(denoiser: Graph, step: SolverStep) -> Graph:
-    """The solver as a graph of its own, for programs whose loop is not fused."""
-    builder = Builder(fake_mode_of(denoiser))
-    value = denoiser.node("latent").meta["val"]
-    latent = builder.input("latent", value)
-    prediction = builder.input("prediction", value)
-    row = builder.input("coefficients", builder.fake((step.table.shape[1],), value.dtype))
-    history = [builder.input(name, value) for name in _kept(step)]
-    result, kept = step.build(builder, latent, prediction, row, history)
-    return builder.finish(
-        {"latent": result, **dict(zip(_kept(step), kept, strict=True))}, denoiser.dimensions
-    )
-
-
-def _solver_call(step: SolverStep) -> Call:
-    return Call(
-        graph="solver",
-        inputs={
-            "latent": Binding(source="state", name="latent"),
-            "prediction": Binding(source="state", name="prediction"),
-            "coefficients": Binding(source="table", name="coefficients"),
-            **{name: Binding(source="state", name=name) for name in _kept(step)},
-        },
-        outputs={name: Destination(state=name) for name in ("latent", *_kept(step))},
-    )
-
-
-def _kept(step: SolverStep) -> list[str]:
-    return [history_slot(age + 1) for age in range(step.history)]
-
-
 def _program(
     graph: Graph,
     weights: dict[str, torch.Tensor],
@@ -266,35 +233,26 @@ def _program(
         "timestep": Binding(source="table", name="timestep"),
         **{name: Binding(source="request", name=name) for name in request},
     }
-    body = (
-        Call(
-            graph="denoiser",
-            inputs=inputs,
-            outputs={"prediction": Destination(state="prediction")},
-        ),
-        _solver_call(step),
+    denoise = Call(
+        graph="denoiser", inputs=inputs, outputs={"prediction": Destination(state="prediction")}
     )
+    noise = Noise(name="latent", dtype=dtype, shape=shape, scale=levels.prior)
+    start = Binding(source="noise", name="latent")
+    state = Slot(name="latent", dtype=dtype, shape=shape, initial=start)
+    prediction = Slot(name="prediction", dtype=dtype, shape=shape)
+    body = (denoise, solver_call(step))
     return Program(
-        graphs={"denoiser": graph, "solver": build_solver_graph(graph, step)},
+        graphs={"denoiser": graph, "solver": solver_graph(graph, step)},
         weights=weights,
         loop=Loop(
-            slots=(
-                Slot(
-                    name="latent",
-                    dtype=dtype,
-                    shape=shape,
-                    initial=Binding(source="noise", name="latent"),
-                ),
-                Slot(name="prediction", dtype=dtype, shape=shape),
-                *(Slot(name=name, dtype=dtype, shape=shape) for name in _kept(step)),
-            ),
-            noise=(Noise(name="latent", dtype=dtype, shape=shape),),
-            body=(Repeat(steps=("step",) * levels.steps, bodies={"step": body}),),
+            slots=(state, prediction, *solver_slots(step, state)),
+            noise=(noise, *solver_noise(step, state)),
+            body=(Repeat(steps=("step",) * step.calls, bodies={"step": body}),),
             results={"latent": "latent"},
         ),
         tables={
-            "timestep": levels.timestep.astype(dtype),
-            "coefficients": step.table.astype(dtype),
+            "timestep": step.levels.timestep.astype(dtype),
+            **{name: table.astype(dtype) for name, table in step.tables.items()},
         },
         signature=_signature(graph, request, loop, batch),
         description=loop,
@@ -317,41 +275,3 @@ def _signature(graph: Graph, request: list[str], loop: DenoiseLoop, batch: int) 
             fields.append(Input(name=name, dtype=dtype, shape=shape))
     limits = {name: (1, MAX_BATCH) for name in graph.dimensions}
     return Signature(inputs=tuple(fields), dimensions=limits, outputs=("latent",))
-
-
-def with_steps(program: Program, steps: int) -> Program:
-    """The captured program with another number of steps; only before passes ran.
-
-    Raises:
-        InputModelError: a pass already changed the loop.
-    """
-    if program.description is None or "solver" not in program.graphs:
-        raise InputModelError("with_steps: the loop is already rewritten; capture again")
-    description = replace(program.description, steps=steps)
-    levels = description.levels()
-    step = captured_step(description)
-    repeat = denoising_repeat(program)
-    dtype = program.tables["coefficients"].dtype
-    denoise, _ = repeat.bodies["step"]
-    new = repeat.model_copy(
-        update={"steps": ("step",) * steps, "bodies": {"step": (denoise, _solver_call(step))}}
-    )
-    kept = _kept(captured_step(program.description))
-    slots = [slot for slot in program.loop.slots if slot.name not in kept]
-    (latent,) = [slot for slot in slots if slot.name == "latent"]
-    slots += [latent.model_copy(update={"name": name, "initial": None}) for name in _kept(step)]
-    return replace(
-        program,
-        graphs={
-            **program.graphs,
-            "solver": build_solver_graph(program.graphs["denoiser"], step),
-        },
-        loop=program.loop.model_copy(
-            update={"body": with_repeat(program, new), "slots": tuple(slots)}
-        ),
-        tables={
-            "timestep": levels.timestep.astype(dtype),
-            "coefficients": np.asarray(step.table, dtype=dtype),
-        },
-        description=description,
-    )

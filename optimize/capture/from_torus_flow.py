@@ -268,7 +268,10 @@ def _program(
     )
     uniform = Noise(name="mean", dtype="float32", shape=shape, scale=UNIFORM_SCALE)
     observation = Noise(
-        name="observation_noise", dtype="float32", shape=(shape[0], loop.steps - 1, *shape[1:])
+        name="observation_noise",
+        dtype="float32",
+        shape=(shape[0], loop.steps - 1, *shape[1:]),
+        steps=loop.steps,
     )
     slots = [Slot(name=name, dtype="float32", shape=shape) for name in draw.outputs]
     slots[0] = slots[0].model_copy(update={"initial": Binding(source="noise", name="mean")})

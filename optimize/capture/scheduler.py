@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optimize.ir.denoise import Levels, Prediction
+from optimize.ir.denoise import Prediction
 from optimize.ir.errors import InputModelError
-from optimize.ir.solver_step import LinearStep, SolverStep
+from optimize.ir.noise_path import FlowPath, Levels, NoisePath, VariancePath
+from optimize.ir.solver_step import SolverStep, pruned
 
 DISCRETE = ("DDIMScheduler", "DDPMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
 """Their levels are those of whole training steps."""
@@ -97,6 +98,13 @@ class DiffusersSchedule:
             algorithm.startswith("sde")
         )
 
+    @property
+    def path(self) -> NoisePath:
+        """The forward process the scheduler was configured for."""
+        if self.prediction == "flow" or self.config.get("use_flow_sigmas"):
+            return FlowPath(float(self.config.get("num_train_timesteps", 1000)))
+        return VariancePath(_array(self._made(1).alphas_cumprod))
+
     def levels(self, steps: int) -> Levels:
         """The noise levels of a run of `steps` steps, in the form alpha * clean + sigma * noise."""
         return self._levels(self._made(steps), steps)
@@ -109,13 +117,15 @@ class DiffusersSchedule:
         ):
             return None
         name = self.scheduler.removesuffix("Scheduler")
-        matrices, kept = _matrices(self._made(steps))
+        made = self._made(steps)
+        levels = self._levels(made, steps)
+        matrices, kept = _matrices(made)
         if not np.all(np.isfinite(matrices)):
             raise InputModelError(
                 f"scheduler: {self.scheduler} takes steps that are not finite in {steps} steps, "
                 "expected numbers; its own samples would be NaN, so change its options"
             )
-        return LinearStep(name, *pruned(matrices, kept))
+        return SolverStep(name, levels, pruned(matrices, kept))
 
     def _made(self, steps: int) -> Any:
         """The scheduler, ready for a run."""
@@ -150,11 +160,11 @@ class DiffusersSchedule:
             previous = int(taken[-1]) - scheduler.config.num_train_timesteps // steps
             last = float(end) if previous < 0 else float(kept[previous])
             squares = np.append(now, last)
-            return Levels(np.sqrt(squares), np.sqrt(1.0 - squares), timestep)
+            return Levels(np.sqrt(squares), np.sqrt(1.0 - squares), timestep, self.path)
         sigma = _array(scheduler.sigmas)
         flow = self.prediction == "flow" or self.config.get("use_flow_sigmas")
         alpha = 1.0 - sigma if flow else 1.0 / np.sqrt(sigma**2 + 1.0)
-        return Levels(alpha, sigma if flow else sigma * alpha, timestep)
+        return Levels(alpha, sigma if flow else sigma * alpha, timestep, self.path)
 
 
 def schedule_of(
@@ -208,22 +218,3 @@ def _matrices(scheduler: Any) -> tuple[NDArray[np.float64], int]:
             rows.append(scheduler.last_sample)
         matrices.append(torch.cat([row.double() for row in rows]).numpy())
     return np.stack(matrices), kept
-
-
-def pruned(matrices: NDArray[np.float64], kept: int) -> tuple[NDArray[np.float64], int]:
-    """The matrices without kept values that nothing else ever reads."""
-    used = list(range(kept))
-    while True:
-        read = [
-            item
-            for item in used
-            if any(
-                np.any(matrices[:, row, 2 + item])
-                for row in (0, *(1 + other for other in used if other != item))
-            )
-        ]
-        if read == used:
-            break
-        used = read
-    rows, columns = [0, *(1 + i for i in used)], [0, 1, *(2 + i for i in used)]
-    return matrices[:, rows][:, :, columns], len(used)

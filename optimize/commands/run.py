@@ -10,9 +10,17 @@ from optimize.commands.console import Json, console, print_json
 from optimize.commands.models import HELP, load_model
 from optimize.commands.progress import StageBar
 from optimize.commands.targets import check_out, session_measure
+from optimize.ir.exporting import LoopForm, check_form
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=HELP, show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
+Form = Annotated[
+    LoopForm,
+    typer.Option("--loop", help="Engine calls: one per step, one per --unroll steps, or one."),
+]
+Unroll = Annotated[
+    int | None, typer.Option("--unroll", help="Steps per call of an unrolled loop; all by default.")
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the bundle to write.")]
 
 
@@ -23,6 +31,8 @@ def run(
     ] = "balanced",
     out: Out = None,
     overwrite: Overwrite = False,
+    loop: Form = "step",
+    unroll: Unroll = None,
     verify: Annotated[
         bool, typer.Option(help="Compare with the model as it was, and check the budget.")
     ] = True,
@@ -36,6 +46,7 @@ def run(
     from optimize.recipes.recipe import Recipe
 
     checked = Recipe.load(recipe)
+    check_form(loop, unroll)
     if out is not None:
         check_out(out, overwrite, model)
     loaded = load_model(model)
@@ -54,7 +65,14 @@ def run(
         after = apply_recipe(before, checked, examples, verify=verify, measure=meter, progress=bar)
         if out is not None:
             bar.wait("export")
-            after.export(out, target=checked.target, overwrite=overwrite, recipe=checked.to_dict())
+            after.export(
+                out,
+                target=checked.target,
+                loop=loop,
+                unroll=unroll,
+                overwrite=overwrite,
+                recipe=checked.to_dict(),
+            )
     _show(after.report, out, as_json)
     if diff and not as_json:
         console().print(Text(program_diff(before, after)), soft_wrap=True)
@@ -64,10 +82,13 @@ def export(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle to write.")],
     target: Annotated[str, typer.Option(help="What the bundle is for.")] = "onnx",
+    loop: Form = "step",
+    unroll: Unroll = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a model as a bundle as it is, without any pass."""
+    check_form(loop, unroll)
     check_out(out, overwrite, model)
     loaded = load_model(model)
     with StageBar(quiet=as_json) as bar:
@@ -76,7 +97,7 @@ def export(
 
         program = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
         bar.wait("export")
-        program.export(out, target=target, overwrite=overwrite)
+        program.export(out, target=target, loop=loop, unroll=unroll, overwrite=overwrite)
     _show(program.report, out, as_json)
 
 

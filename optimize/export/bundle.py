@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optimize.export.loop_forms import as_onnx_loop, in_form, tables_of
 from optimize.export.publish import Staging, check_target, staged
 from optimize.export.to_onnx import graph_to_onnx, used_weights
 from optimize.export.weights import layout_weights
 from optimize.ir.errors import RecipeError
+from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program
+from optimize.runtime.loop import Loop, features
 from optimize.runtime.manifest import (
     FORMAT_MAJOR,
     FORMAT_MINOR,
@@ -38,6 +41,8 @@ def export_bundle(
     program: Program,
     path: str | os.PathLike[str],
     *,
+    loop: LoopForm = "step",
+    unroll: int | None = None,
     overwrite: bool = False,
     extra_files: Mapping[str, bytes] | None = None,
     recipe: Mapping[str, Any] | None = None,
@@ -48,6 +53,7 @@ def export_bundle(
     Args:
         program: what to write.
         path: the folder to make; its parent must exist.
+        loop, unroll: how steps become engine calls, see `Program.export`.
         overwrite: replace a folder that exists; it stays whole until the new one is.
         extra_files: path in the bundle → content: report, recipe, tokenizer.
         recipe: what the compiler was asked to do, JSON-able, kept in the manifest.
@@ -61,12 +67,18 @@ def export_bundle(
     """
     target = Path(os.path.abspath(path))
     check_target(target, overwrite)
+    program = in_form(program, loop, unroll)
     extra = dict(sorted((extra_files or {}).items()))
     graphs = {role: f"{GRAPHS_FOLDER}/{role}.onnx" for role in sorted(program.graphs)}
     _check_names(extra, [*graphs.values(), WEIGHTS_FILE, TABLES_FILE, MANIFEST_FILE])
     used = [name for graph in program.graphs.values() for name in used_weights(graph)]
     layout = layout_weights(program.weights, used)
     translated = {role: graph_to_onnx(program.graphs[role], role, layout.places) for role in graphs}
+    form = program.loop
+    if loop == "onnx_loop":
+        looped = as_onnx_loop(program, translated)
+        translated[looped.name] = looped.graph
+        form = looped.loop
     files: dict[str, FileEntry] = {}
     with staged(target, overwrite=overwrite) as staging:
 
@@ -78,7 +90,7 @@ def export_bundle(
         write(WEIGHTS_FILE, layout.chunks())
         for role, name in graphs.items():
             write(name, [translated[role].model.SerializeToString(deterministic=True)])
-        write(TABLES_FILE, _table_chunks(program.tables))
+        write(TABLES_FILE, _table_chunks(tables_of(form, program.tables)))
         for name, content in extra.items():
             write(name, [content])
         entries = {
@@ -89,7 +101,7 @@ def export_bundle(
             )
             for role, name in graphs.items()
         }
-        _publish(staging, _manifest(program, entries, files, recipe, extra))
+        _publish(staging, _manifest(program, form, entries, files, recipe, extra))
     return target
 
 
@@ -101,6 +113,7 @@ def _publish(staging: Staging, manifest: Manifest) -> None:
 
 def _manifest(
     program: Program,
+    loop: Loop,
     graphs: Mapping[str, GraphEntry],
     files: Mapping[str, FileEntry],
     recipe: Mapping[str, Any] | None,
@@ -111,8 +124,9 @@ def _manifest(
         format="optimize-bundle",
         format_version=f"{FORMAT_MAJOR}.{FORMAT_MINOR}",
         generator=Generator(name="optimize", version=VERSION),
+        required_features=features(loop),
         signature=program.signature,
-        loop=program.loop,
+        loop=loop,
         graphs=dict(graphs),
         targets=("onnx",),
         files=dict(files),

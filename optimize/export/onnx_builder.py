@@ -5,7 +5,7 @@ turns such an expression into nodes, so a lowering needs only the traced shapes 
 result, never the traced nodes that computed them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ class OnnxBuilder:
         self.nodes: list[ir.Node] = []
         self.constants: dict[str, ir.Value] = {}
         self._made: dict[Any, tuple[ir.Value, ...]] = {}
-        self._shapes: dict[ir.Value, tuple[Size, ...]] = {}
+        self._traced: dict[ir.Value, torch.Tensor] = {}
         # Symbol → the graph input and axis whose size is factor * symbol.
         self._symbols: dict[sympy.Symbol, tuple[ir.Value, int, int]] = {}
 
@@ -107,14 +107,23 @@ class OnnxBuilder:
         """A Cast node."""
         return self.op("Cast", value, to=int(DTYPES[dtype]))
 
-    def declare(self, value: ir.Value, shape: Iterable[Size]) -> None:
-        """Records the traced shape of a value."""
-        self._shapes[value] = tuple(shape)
+    def cast_like(self, value: ir.Value, other: ir.Value) -> ir.Value:
+        """`value` in the dtype of `other`; both came from the traced graph."""
+        dtype = self._traced[other].dtype
+        return value if self._traced[value].dtype == dtype else self.cast(value, dtype)
 
-    def declare_input(self, value: ir.Value, shape: Sequence[Size]) -> None:
+    def number_like(self, number: float, other: ir.Value) -> ir.Value:
+        """A constant scalar in the dtype of a value that came from the traced graph."""
+        return self.constant(number, self._traced[other].dtype)
+
+    def declare(self, value: ir.Value, traced: torch.Tensor) -> None:
+        """Records the traced shape and dtype of a value."""
+        self._traced[value] = traced
+
+    def declare_input(self, value: ir.Value, traced: torch.Tensor) -> None:
         """Records a graph input; its sizes define the symbols they contain."""
-        self.declare(value, shape)
-        for axis, size in enumerate(shape):
+        self.declare(value, traced)
+        for axis, size in enumerate(traced.shape):
             if isinstance(size, int):
                 continue
             expression = size.node.expr
@@ -130,7 +139,7 @@ class OnnxBuilder:
 
     def sizes(self, value: ir.Value) -> tuple[OnnxSize, ...]:
         """The shape of a value that came from the traced graph."""
-        return tuple(self.size(size) for size in self._shapes[value])
+        return tuple(self.size(size) for size in self._traced[value].shape)
 
     def size(self, size: Size | sympy.Expr) -> OnnxSize:
         """A size as a number, or as an int64 scalar."""

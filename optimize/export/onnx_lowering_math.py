@@ -89,6 +89,13 @@ def _silu(b: OnnxBuilder, node: fx.Node, x: ir.Value) -> ir.Value:
     return b.op("Mul", x, b.op("Sigmoid", x))
 
 
+@lowers(aten.expm1.default)
+def _expm1(b: OnnxBuilder, node: fx.Node, x: ir.Value) -> ir.Value:
+    # tanh(x / 2) (exp(x) + 1): exp(x) - 1 would lose the digits of a small x.
+    one, half = b.number_like(1.0, x), b.number_like(0.5, x)
+    return b.op("Mul", b.op("Tanh", b.op("Mul", x, half)), b.op("Add", b.op("Exp", x), one))
+
+
 @lowers(aten.gelu.default)
 def _gelu(b: OnnxBuilder, node: fx.Node, x: ir.Value, approximate: str = "none") -> ir.Value:
     return b.op("Gelu", x, approximate=approximate)

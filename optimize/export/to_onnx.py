@@ -79,7 +79,7 @@ def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> OnnxG
             if place.name not in initializers:
                 initializers[place.name] = _initializer(place)
             values[node] = initializers[place.name]
-            b.declare(values[node], node.meta["val"].shape)
+            b.declare(values[node], node.meta["val"])
         elif node.op == "call_function":
             values[node] = _translate(b, node, values)
             _declare(b, values[node], node)
@@ -109,7 +109,7 @@ def _model_names(names: Sequence[str], values: Sequence[ir.Value]) -> dict[str, 
     return {name: str(value.name) for name, value in zip(names, values, strict=True)}
 
 
-def _free(name: str, taken: set[str], suffix: str) -> str:
+def free_name(name: str, taken: set[str], suffix: str) -> str:
     """The name, or one like it that nothing has yet; it is then taken."""
     while name in taken:
         name += suffix
@@ -120,11 +120,11 @@ def _free(name: str, taken: set[str], suffix: str) -> str:
 def _input(b: OnnxBuilder, node: fx.Node, names: Mapping[str, str], taken: set[str]) -> ir.Value:
     example = node.meta["val"]
     value = ir.Value(
-        name=_free(node.name, taken, "_in"),
+        name=free_name(node.name, taken, "_in"),
         shape=_onnx_shape(example.shape, names),
         type=ir.TensorType(DTYPES[example.dtype]),
     )
-    b.declare_input(value, example.shape)
+    b.declare_input(value, example)
     return value
 
 
@@ -233,7 +233,7 @@ def _declare(b: OnnxBuilder, value: Any, node: fx.Node) -> None:
     )
     for item, traced in pairs:
         if isinstance(item, ir.Value) and isinstance(traced, torch.Tensor):
-            b.declare(item, traced.shape)
+            b.declare(item, traced)
 
 
 def _source(node: fx.Node) -> str:
@@ -261,7 +261,7 @@ def _outputs(
             b.nodes.append(ir.Node("", "Identity", [values[node]], outputs=[value]))
         used.add(value)
         example = node.meta["val"]
-        value.name = _free(name, taken, "_out")
+        value.name = free_name(name, taken, "_out")
         value.shape = _onnx_shape(example.shape, names)
         value.type = ir.TensorType(DTYPES[example.dtype])
         outputs.append(value)

@@ -61,7 +61,7 @@ def mixed_dimensions(node: fx.Node, operand: fx.Node) -> set[int]:
     if name in ("layer_norm", "rms_norm"):
         normalized = len(cast(Sequence[int], node.args[1]))
         return set(range(rank - normalized, rank)) if operand is node.args[0] else set()
-    if name in ("group_norm", "instance_norm"):
+    if name in ("group_norm", "instance_norm", "dynamic_threshold"):
         return set(range(1, rank))
     if name.startswith("conv"):
         return set(range(1, rank))
@@ -114,6 +114,8 @@ RULES: dict[str, Rule] = {
         layout.pixel_axes,
     ),
     "getitem": layout.getitem_axes,
+    "optimize::dynamic_threshold": compute.elementwise_axes,
     "optimize::gather_rows": compute.gather_rows_axes,
     "optimize::scatter_rows": compute.scatter_rows_axes,
+    "optimize::solver_step": compute.solver_step_axes,
 }

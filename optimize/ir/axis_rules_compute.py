@@ -132,6 +132,19 @@ def scatter_rows_axes(axes: Axes, node: fx.Node) -> NodeAxes:
     return axes.of(first_input(node))
 
 
+def solver_step_axes(axes: Axes, node: fx.Node) -> NodeAxes:
+    latent, output, kept, _, pattern = cast(Any, node.args[:5])
+    own = axes.of(latent)
+    noise, guided = argument(node, 5, "noise"), argument(node, 6, "guidance_scale") is not None
+    for column in [*kept] if noise is None else [*kept, noise]:
+        own = axes.join_all(own, axes.of(column))
+    prediction = axes.of(output)
+    # With guidance the batch of the network is the latent's twice, as after `cat`.
+    axes.join(prediction[0], axes.concatenated([own[0]] * 2) if guided else own[0])
+    own = [axes.find(own[0]), *axes.join_all(own[1:], prediction[1:])]
+    return [list(own) for _ in pattern.split(",")]
+
+
 def fresh_axes(axes: Axes, node: fx.Node) -> NodeAxes:
     return axes.fresh_like(node.meta["val"])
 

@@ -73,24 +73,32 @@ class Builder:
             self.evaluate(new)
         return new
 
-    def inline(self, graph: Graph, arguments: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
-        """Copies a whole graph with its inputs bound to nodes; returns output name → node."""
-        mapping = self.inlined_nodes(graph, arguments)
+    def inline(
+        self, graph: Graph, arguments: Mapping[str, fx.Node], evaluate: bool = False
+    ) -> dict[str, fx.Node]:
+        """Copies a whole graph with its inputs bound to nodes; returns output name → node.
+
+        Args:
+            evaluate: the graph comes from another trace, so shapes are worked out anew.
+        """
+        mapping = self.inlined_nodes(graph, arguments, evaluate)
         return {name: mapping[node] for name, node in graph.output_nodes().items()}
 
     def inlined_nodes(
-        self, graph: Graph, arguments: Mapping[str, fx.Node]
+        self, graph: Graph, arguments: Mapping[str, fx.Node], evaluate: bool = False
     ) -> dict[fx.Node, fx.Node]:
         """Copies a whole graph with its inputs bound to nodes; returns old node → new node."""
         mapping: dict[fx.Node, fx.Node] = {}
         for node in graph.graph.nodes:
             if node.op == "placeholder":
                 if node.name in graph.weights:
-                    mapping[node] = self.weight(graph.weights[node.name], node.meta["val"])
+                    value = node.meta["val"]
+                    own = self.fake(value.shape, value.dtype) if evaluate else value
+                    mapping[node] = self.weight(graph.weights[node.name], own)
                 else:
                     mapping[node] = arguments[node.name]
             elif node.op == "call_function":
-                mapping[node] = self.copy(node, mapping, evaluate=False)
+                mapping[node] = self.copy(node, mapping, evaluate)
         return mapping
 
     def evaluate(self, node: fx.Node) -> None:

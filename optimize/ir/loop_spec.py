@@ -23,9 +23,9 @@ def loop_problems(program: Program) -> Iterator[str]:
             if slot.initial.source == "state":
                 yield f"{where}: found initial value from a slot, expected request, table or noise"
             else:
-                yield from _binding_problems(program, slot.initial, where, 1)
+                yield from _binding_problems(program, slot.initial, where, 0)
     for item in loop.body:
-        yield from _body_problems(program, item, 1, appended)
+        yield from _body_problems(program, item, 0, appended)
     for result, name in loop.results.items():
         if name not in slots:
             yield f"result {result!r}: found no slot {name!r}, known: {sorted(slots)}"
@@ -38,10 +38,10 @@ def loop_problems(program: Program) -> Iterator[str]:
 
 
 def _body_problems(
-    program: Program, item: Call | Repeat, steps: int, appended: set[str]
+    program: Program, item: Call | Repeat, row: int, appended: set[str]
 ) -> Iterator[str]:
     if isinstance(item, Call):
-        yield from _call_problems(program, item, steps)
+        yield from _call_problems(program, item, row)
         appended.update(to.append for to in item.outputs.values() if to.append is not None)
         return
     slots = {slot.name: slot for slot in program.loop.slots}
@@ -53,12 +53,12 @@ def _body_problems(
             yield f"repeat: found `until` slot {item.until!r} of {found}, expected bool"
     for name in dict.fromkeys(item.steps):
         # A body that is used only early needs no more rows than its last step.
-        last = len(item.steps) - item.steps[::-1].index(name)
+        last = (len(item.steps) - 1 - item.steps[::-1].index(name)) * item.stride
         for inner in item.bodies[name]:
             yield from _body_problems(program, inner, last, appended)
 
 
-def _call_problems(program: Program, call: Call, steps: int) -> Iterator[str]:
+def _call_problems(program: Program, call: Call, row: int) -> Iterator[str]:
     where = f"call of {call.graph!r}"
     graph = program.graphs.get(call.graph)
     if graph is None:
@@ -72,7 +72,7 @@ def _call_problems(program: Program, call: Call, steps: int) -> Iterator[str]:
     sizes = named_sizes(graph)
     for name, binding in call.inputs.items():
         place = f"{where}, input {name!r}"
-        problems = list(_binding_problems(program, binding, place, steps))
+        problems = list(_binding_problems(program, binding, place, row))
         yield from problems
         if not problems and name in graph.inputs:
             given = _bound_kind(program, binding, sizes)
@@ -91,7 +91,8 @@ def _call_problems(program: Program, call: Call, steps: int) -> Iterator[str]:
             yield from _kind_problems(place, _node_kind(made[name].meta["val"]), taken)
 
 
-def _binding_problems(program: Program, binding: Binding, where: str, steps: int) -> Iterator[str]:
+def _binding_problems(program: Program, binding: Binding, where: str, row: int) -> Iterator[str]:
+    """`row`: the last row of the tables that the binding starts from."""
     loop = program.loop
     known = {
         "state": {slot.name for slot in loop.slots},
@@ -101,9 +102,14 @@ def _binding_problems(program: Program, binding: Binding, where: str, steps: int
     }[binding.source]
     if binding.name not in known:
         yield f"{where}: found no {binding.source} {binding.name!r}, known: {sorted(known)}"
-    elif binding.source == "table" and len(program.tables[binding.name]) < steps:
+        return
+    needed = row + (binding.steps or 1)
+    if binding.source == "table" and len(program.tables[binding.name]) < needed:
         rows = len(program.tables[binding.name])
-        yield f"{where}: found table {binding.name!r} with {rows} rows, expected at least {steps}"
+        yield f"{where}: found table {binding.name!r} with {rows} rows, expected at least {needed}"
+    drawn = {noise.name: noise.steps for noise in loop.noise}.get(binding.name)
+    if binding.source == "noise" and drawn is not None and drawn < needed:
+        yield f"{where}: found noise {binding.name!r} of {drawn} steps, expected at least {needed}"
 
 
 def named_sizes(graph: Graph) -> dict[str, int]:
@@ -133,7 +139,7 @@ def _kind(dtype: str, shape: tuple[int | str, ...], sizes: Mapping[str, int]) ->
 def _bound_kind(program: Program, binding: Binding, sizes: Mapping[str, int]) -> Kind | None:
     if binding.source == "table":
         table = program.tables[binding.name]
-        return str(table.dtype), tuple(table.shape[1:])
+        return str(table.dtype), (*_stacked(binding), *table.shape[1:])
     fields: dict[str, Slot | Noise | Input] = {}
     if binding.source == "state":
         fields = {slot.name: slot for slot in program.loop.slots}
@@ -142,7 +148,11 @@ def _bound_kind(program: Program, binding: Binding, sizes: Mapping[str, int]) ->
     else:
         fields = {given.name: given for given in program.signature.inputs}
     item = fields[binding.name]
-    return _kind(item.dtype, item.shape, sizes)
+    return _kind(item.dtype, (*_stacked(binding), *item.shape), sizes)
+
+
+def _stacked(binding: Binding) -> tuple[int, ...]:
+    return () if binding.steps is None else (binding.steps,)
 
 
 def _kind_problems(where: str, given: Kind | None, taken: Kind | None) -> Iterator[str]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from optimize.ir import exporting
 from optimize.ir.denoise import DenoiseLoop
+from optimize.ir.exporting import LoopForm
 from optimize.ir.graph import Graph
 from optimize.ir.record import Record
 from optimize.ir.report import Report
@@ -63,6 +64,8 @@ class Program:
         path: str | os.PathLike[str],
         *,
         target: str = "onnx",
+        loop: LoopForm = "step",
+        unroll: int | None = None,
         overwrite: bool = False,
         recipe: Mapping[str, Any] | None = None,
         report: Report | None = None,
@@ -72,15 +75,25 @@ class Program:
         Args:
             path: the folder to make.
             target: what the bundle is for.
+            loop: "step" makes one engine call per step, "unrolled" one per `unroll` steps,
+                "onnx_loop" one for all, with an ONNX `Loop` inside. The numbers are the same.
+            unroll: steps per call of an unrolled loop; None means all.
             overwrite: replace a bundle that stands there; it stays whole until the new one is.
             recipe: kept in the bundle, for whoever reads it.
             report: kept in the bundle; the program's own by default.
         Raises:
-            RecipeError: unknown target.
+            RecipeError: unknown target, or a form that the loop cannot have.
             ResourceError: the folder exists or cannot be written.
         """
         return exporting.export(
-            self, path, target, overwrite=overwrite, recipe=recipe, report=report or self.report
+            self,
+            path,
+            target,
+            loop=loop,
+            unroll=unroll,
+            overwrite=overwrite,
+            recipe=recipe,
+            report=report or self.report,
         )
 
     def __call__(
@@ -144,8 +157,8 @@ def denoising_repeat(program: Program) -> Repeat:
     return repeat
 
 
-def with_repeat(program: Program, new: Repeat) -> tuple[Call | Repeat, ...]:
-    """The body of a denoising loop with another `Repeat` and the same calls around it."""
+def with_repeat(program: Program, new: Call | Repeat) -> tuple[Call | Repeat, ...]:
+    """The body of a denoising loop with another item for its `Repeat`, and the calls around it."""
     return tuple(new if isinstance(item, Repeat) else item for item in program.loop.body)
 
 

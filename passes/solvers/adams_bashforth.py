@@ -10,42 +10,41 @@ Source: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations 
     for uneven steps.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from optimize.ir.denoise import Levels, Prediction
-from optimize.ir.solver_step import DataStep, SolverStep
+from optimize.ir.noise_path import Array
+from optimize.ir.solver_step import Estimate, SolverStep, recorded
+from optimize.passes.solvers.solver_base import Sampling
 
 
-def adams_bashforth(levels: Levels, prediction: Prediction, order: int = 2) -> SolverStep:
-    """Adams-Bashforth of order 1 (Euler), 2 or 3; the first steps use what history there is.
-
-    Raises:
-        ValueError: the model does not predict the flow, or the order does not exist.
-    """
-    if prediction != "flow":
-        raise ValueError(
-            f"adams_bashforth: found prediction {prediction!r}, expected 'flow'; use solver "
-            "'dpm_solver_pp' instead"
-        )
-    if order not in (1, 2, 3):
-        raise ValueError(f"adams_bashforth: found order {order}, expected 1, 2 or 3")
+def adams_bashforth(run: Sampling) -> SolverStep:
+    """Adams-Bashforth of order 1 (Euler), 2 or 3; the first steps use what history there is."""
+    levels, order = run.levels(run.calls), run.order
     sigma = levels.sigma
-    # Columns: latent, velocities newest first; then what is kept, which is the velocity itself.
-    table = np.zeros((levels.steps, 1 + order + (2 if order > 1 else 0)))
-    table[:, 0] = 1.0
-    for step in range(levels.steps):
-        known = sigma[max(0, step + 1 - order) : step + 1][::-1]
-        table[step, 1 : 1 + len(known)] = _weights(known, sigma[step], sigma[step + 1])
-    if order > 1:
-        table[:, -1] = 1.0
-    return DataStep(f"adams_bashforth_{order}", table, order - 1)
+
+    def advance(
+        call: int, latent: Array, seen: Estimate, kept: list[Array], noise: Array
+    ) -> tuple[Array, Sequence[Array]]:
+        velocities = [seen.noise - seen.clean, *kept]
+        known = sigma[max(0, call + 1 - order) : call + 1][::-1]
+        moved = latent
+        for weight, velocity in zip(
+            _weights(known, sigma[call], sigma[call + 1]), velocities, strict=False
+        ):
+            moved = moved + weight * velocity
+        return moved, velocities[:-1]
+
+    name = f"adams_bashforth_{order}"
+    return recorded(name, levels, run.prediction, advance, 2, threshold=run.threshold)
 
 
-def _weights(nodes: np.ndarray, start: float, end: float) -> np.ndarray:
+def _weights(nodes: Array, start: float, end: float) -> Array:
     """Integrals from start to end of the Lagrange polynomials of the nodes."""
     width = end - start
     # Powers relative to the step keep the small system well conditioned.
     powers = ((nodes - start) / width)[None, :] ** np.arange(len(nodes))[:, None]
     moments = 1.0 / np.arange(1, len(nodes) + 1)
-    weights: np.ndarray = np.linalg.solve(powers, moments) * width
+    weights: Array = np.linalg.solve(powers, moments) * width
     return weights

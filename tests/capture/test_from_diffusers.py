@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from optimize.capture.from_denoiser import with_steps
 from optimize.capture.from_diffusers import capture_model, capture_pipeline, load_pipeline
 from optimize.commands.models import load_model
 from optimize.ir.denoise import DenoiseLoop
@@ -163,7 +162,7 @@ def test_caching_regions_leaves_the_decoder_behind_the_loop() -> None:
 @pytest.mark.parametrize("name", ["pixart", "flux"])
 def test_another_number_of_steps_follows_the_scheduler(name: str) -> None:
     case, program = captured(name)
-    shorter = with_steps(program, 2)
+    shorter = FuseSolver(steps=2).rewrite(program).program
     check_program(shorter)
     call = {**case.call, "latents": case.latent, "num_inference_steps": 2, "output_type": "latent"}
     assert relative(result(shorter, case)["latent"], case.pipeline(**call)[0]) <= TOLERANCE

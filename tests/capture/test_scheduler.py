@@ -10,7 +10,7 @@ import torch
 from optimize.capture.scheduler import DiffusersSchedule, schedule_of
 from optimize.ir.denoise import Prediction
 from optimize.ir.errors import InputModelError
-from optimize.ir.solver_step import LinearStep, constant_error
+from optimize.ir.solver_step import SolverStep, constant_error
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 SCHEDULERS: list[tuple[str, dict[str, Any], Prediction]] = [
@@ -58,7 +58,7 @@ def test_solver_moves_as_the_scheduler(
     schedule = schedule_of(scheduler)
     assert schedule.prediction == prediction
     step = schedule.solver(steps)
-    assert isinstance(step, LinearStep)
+    assert isinstance(step, SolverStep)
     scheduler.set_timesteps(steps)
     torch.manual_seed(0)
     theirs = torch.randn(2, 3, dtype=torch.float64)
@@ -89,7 +89,7 @@ def test_levels_are_what_a_right_network_stays_on(
         else:
             np.testing.assert_allclose(levels.alpha**2 + levels.sigma**2, 1.0, atol=1e-6)
         scale = max(1.0, float(np.abs(step.matrices).max()))
-        assert constant_error(levels, prediction, step) <= 1e-5 * scale
+        assert constant_error(step, prediction) <= 1e-5 * scale
 
 
 @pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DDPMScheduler"])

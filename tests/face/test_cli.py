@@ -288,6 +288,12 @@ class TestBundles:
         code, out, _ = run(capsys, "bench", bundle, f"{model}:tiny", *few, "--at-least", "0.0001")
         assert code in (0, 3) and "95 % interval" in out
 
+        looped = str(tmp_path / "looped")
+        form = ("--loop", "unrolled", "--unroll", "5", "--out", looped)
+        assert run(capsys, "export", f"{model}:tiny", *form)[0] == 0
+        code, out, _ = run(capsys, "verify", looped, "--model", f"{model}:tiny", "--json")
+        assert code == 0 and json.loads(out)["error"] < 1e-5
+
         code, out, _ = run(capsys, "inspect", bundle)
         assert code == 0 and "unsigned" in out and "manifest" not in out
         code, out, _ = run(capsys, "inspect", bundle, "--json")

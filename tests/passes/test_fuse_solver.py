@@ -29,8 +29,8 @@ def test_one_engine_call_per_step_and_no_prediction_slot(captured):
     fused = FuseSolver("dpm_solver_pp", order=3, steps=5).rewrite(program).program
     (call,) = calls(fused.loop.body)
     assert call.graph == "step"
-    assert {slot.name for slot in fused.loop.slots} == {"latent", "denoised_1", "denoised_2"}
-    assert fused.tables["coefficients"].shape == (5, 6)
+    assert {slot.name for slot in fused.loop.slots} == {"latent", "kept_1", "kept_2"}
+    assert fused.tables["coefficients"].shape == (5, 3, 4)
 
 
 class GaussianFlow(torch.nn.Module):
