@@ -18,6 +18,7 @@ from optimize.ir.program import Program
 from optimize.ir.spec import check_program
 from optimize.ir.torch_engine import TorchEngine
 from optimize.ir.torus_flow import TorusFlowLoop
+from optimize.ir.unroll import unrolled
 from optimize.ir.von_mises_flow import belief, quantiles, wrap
 from optimize.runtime import load, philox
 
@@ -196,10 +197,36 @@ def test_bundle_runs_without_torch_and_calls_the_network_once_per_step(program, 
     theirs = session(seed=9, shift=shift)["coordinates"]
     difference = ours - theirs
     assert np.abs(difference - np.round(difference)).max() < 1e-5
+    assert engine_calls(program, shift) == {"denoiser": LOOP.steps, "solver": LOOP.steps}
+
+
+def test_one_step_joined_is_one_engine_call_per_network_call(program):
+    """Network and flow update in one graph, without a change of the result."""
+    joined = unrolled(program, 1)
+    check_program(joined)
+    shift = np.linspace(0, 1, 3, dtype=np.float32)
+    assert list(engine_calls(joined, shift).values()) == [LOOP.steps]
+    ours = program(seed=9, shift=shift)["coordinates"]
+    assert torch.equal(joined(seed=9, shift=shift)["coordinates"], ours)
+
+
+@pytest.mark.parametrize(
+    "form", [{"loop": "unrolled", "unroll": 1}, {"loop": "unrolled"}, {"loop": "onnx_loop"}]
+)
+def test_every_form_of_the_loop_gives_the_same_bundle_result(program, tmp_path, form):
+    session = load(export_bundle(program, tmp_path / "bundle", **form))
+    shift = np.linspace(0, 1, 3, dtype=np.float32)
+    ours = program(seed=9, shift=shift)["coordinates"].numpy()
+    difference = ours - session(seed=9, shift=shift)["coordinates"]
+    assert np.abs(difference - np.round(difference)).max() < 1e-5
+
+
+def engine_calls(program: Program, shift: np.ndarray) -> dict[str, int]:
+    """Graph → how often a run calls it."""
     run = program.prepared({"shift": shift}, 9)
     run.engine = counting = CountingEngine(program)
     run.execute()
-    assert counting.calls == {"denoiser": LOOP.steps, "solver": LOOP.steps}
+    return counting.calls
 
 
 class CountingEngine(TorchEngine):
