@@ -21,7 +21,13 @@ from optimize.recipes.zoo.torus_crystals import (
     load_torus_crystals,
 )
 
-BASELINE_STEPS = (10, 20, 50, 100, 200, 500, LEVELS)
+BASELINES: dict[str, tuple[tuple[int, ...], dict[str, bool]]] = {
+    "ancestral": ((10, 20, 50, 100, 200, 500, LEVELS), {}),
+    "probability-flow": ((10, 20, 50, 100), {"stochastic": False}),
+    "corrector": ((LEVELS,), {"corrector": True}),
+}
+"""Ways to sample the baseline → numbers of steps, options of `sample_diffusion`."""
+
 SHOWN = 6
 SEED = 1
 
@@ -33,30 +39,26 @@ def print_rate(name: str, calls: int, found: NDArray[np.bool_]) -> None:
     print(f"{name:34s} {calls:5d} calls  {100 * found.mean():5.1f} % {interval}", flush=True)
 
 
-def print_rates(crystals: Crystals, baseline: bool) -> NDArray[np.float64]:
-    """Prints all match rates on the held-out structures; returns the flow's coordinates."""
-    flow = load_torus_crystals()
-    coordinates = sample_flow(flow, crystals, np.random.default_rng(SEED))
+def print_flow_rates(crystals: Crystals) -> NDArray[np.float64]:
+    """Prints the flow's match rate, in all and by structure type; returns its coordinates."""
+    coordinates = sample_flow(load_torus_crystals(), crystals, np.random.default_rng(SEED))
     found = matches(crystals, coordinates)
     print_rate("Bayesian flow", FLOW_STEPS, found)
     names = np.array(crystals.prototypes)
     for name in dict.fromkeys(crystals.prototypes):
         chosen = found[names == name]
         print(f"    {name:30s} {chosen.sum():5d} of {len(chosen)}")
-    if not baseline:
-        return coordinates
-    network = load_crystal_diffusion()
-    for stochastic, kind in (
-        (True, "diffusion, ancestral"),
-        (False, "diffusion, probability flow"),
-    ):
-        for steps in BASELINE_STEPS:
-            generator = np.random.default_rng(SEED)
-            drawn = sample_diffusion(network, crystals, generator, steps, stochastic=stochastic)
-            print_rate(kind, steps, matches(crystals, drawn))
-    drawn = sample_diffusion(network, crystals, np.random.default_rng(SEED), LEVELS, corrector=True)
-    print_rate("diffusion, predictor-corrector", 2 * LEVELS, matches(crystals, drawn))
     return coordinates
+
+
+def print_baseline_rates(crystals: Crystals, kind: str) -> None:
+    """Prints the match rates of the diffusion baseline, sampled in one of the ways."""
+    network = load_crystal_diffusion()
+    steps, options = BASELINES[kind]
+    for count in steps:
+        drawn = sample_diffusion(network, crystals, np.random.default_rng(SEED), count, **options)
+        calls = 2 * count if options.get("corrector") else count
+        print_rate(f"diffusion, {kind}", calls, matches(crystals, drawn))
 
 
 def save_sheet(crystals: Crystals, coordinates: NDArray[np.float64], path: Path) -> None:
@@ -91,13 +93,17 @@ def save_sheet(crystals: Crystals, coordinates: NDArray[np.float64], path: Path)
 def main() -> None:
     """Prints match rates; draws a sheet if asked."""
     parser = argparse.ArgumentParser(description="Match rates of the crystal models.")
-    parser.add_argument("--flow-only", action="store_true", help="leave out the baseline")
+    parser.add_argument(
+        "--baselines", nargs="*", choices=tuple(BASELINES), default=tuple(BASELINES)
+    )
     parser.add_argument("--sheet", type=Path, help="PNG file to draw some structures to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     crystals = load_crystals().held_out
     print(f"{len(crystals)} held-out structures, tolerance {TOLERANCE} of the cell, seed {SEED}")
-    coordinates = print_rates(crystals, not arguments.flow_only)
+    coordinates = print_flow_rates(crystals)
+    for kind in arguments.baselines:
+        print_baseline_rates(crystals, kind)
     if arguments.sheet:
         save_sheet(crystals, coordinates, arguments.sheet)
 

@@ -23,6 +23,9 @@ FLOW_STEPS = 10
 LARGEST_CONCENTRATION = 1000.0
 SMALLEST_CONCENTRATION = 1e-7
 
+LEAST_KNOWN = 0.01
+"""Added to concentrations before they are inverted: below it nothing is known."""
+
 WEIGHTS_PATH = Path(__file__).with_name("torus_crystals.safetensors")
 WEIGHTS_SHA256 = ""
 DIFFUSION_WEIGHTS_PATH = Path(__file__).with_name("torus_crystals_diffusion.safetensors")
@@ -102,7 +105,8 @@ class CrystalLayer(nn.Module):
 class CrystalNetwork(nn.Module):
     """A displacement for each atom, unchanged when all atoms are moved together.
 
-    Each layer moves the atoms, and the next one sees the differences of the moved ones.
+    Each layer moves the atoms, and the next one sees the differences of the moved ones: sines and
+    cosines of their harmonics, as expected under the belief.
 
     Args:
         width: of an atom's state.
@@ -119,6 +123,8 @@ class CrystalNetwork(nn.Module):
         self.mix = nn.Linear(width, width)
         edge_width = 6 * harmonics
         self.layers = nn.ModuleList(CrystalLayer(width, edge_width) for _ in range(layer_count))
+        # Root of the share of the belief's variance that is left at each layer.
+        self.unknown = nn.Parameter(torch.ones(layer_count))
         self.frequencies: torch.Tensor
         self.harmonics: torch.Tensor
         exponent = torch.arange(width // 2, dtype=torch.float32) / (width // 2)
@@ -154,11 +160,17 @@ class CrystalNetwork(nn.Module):
         # Displacements are made in units of the belief's deviation.
         unit = torch.rsqrt(1 + concentration) * present.unsqueeze(2)
         shift = torch.zeros_like(angles)
-        for layer in self.layers:
+        # The mean of exp(ikx) over a belief of variance v is smaller by exp(-k^2 v / 2): without
+        # this the high harmonics of what is not known are noise to the network.
+        variance = 1 / (concentration + LEAST_KNOWN)
+        variance = (variance.unsqueeze(1) + variance.unsqueeze(2)).unsqueeze(4)
+        exponent = variance * self.harmonics.square() / 2
+        for layer, share in zip(self.layers, self.unknown, strict=True):
             moved = angles + shift
             difference = moved.unsqueeze(1) - moved.unsqueeze(2)
-            waves = (difference.unsqueeze(4) * self.harmonics).flatten(3)
-            edges = torch.cat([waves.sin(), waves.cos()], dim=-1)
+            waves = difference.unsqueeze(4) * self.harmonics
+            known = torch.exp(-exponent * share.square())
+            edges = torch.cat([waves.sin() * known, waves.cos() * known], dim=-1).flatten(3)
             atoms, step_shift = layer(atoms, edges, weights)
             shift = shift + step_shift * unit
         return shift

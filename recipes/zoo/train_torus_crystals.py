@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from optimize.recipes.zoo.crystal_data import CrystalData, Crystals, distorted, load_crystals
@@ -56,15 +56,15 @@ class TrainingOptions:
     """
 
     kind: Literal["flow", "diffusion"] = "flow"
-    steps: int = 4000
+    steps: int = 3200
     batch_size: int = 96
-    matrix_rate: float = 0.01
-    other_rate: float = 2e-3
+    matrix_rate: float = 0.016
+    other_rate: float = 4e-3
     weight_decay: float = 0.01
     warmup_steps: int = 50
-    decay_share: float = 0.6
-    average_decay: float = 0.998
-    check_every: int = 1000
+    decay_share: float = 0.7
+    average_decay: float = 0.996
+    check_every: int = 800
     check_samples: int = 128
     bfloat16: bool = True
     seed: int = 0
@@ -189,17 +189,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Trains the crystal network on one CPU core.")
     defaults = TrainingOptions()
     parser.add_argument("--kind", choices=("flow", "diffusion"), default=defaults.kind)
-    for name in ("steps", "batch_size", "seed", "check_every"):
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=int, default=getattr(defaults, name))
+    whole = ("steps", "batch_size", "seed", "check_every")
+    real = ("matrix_rate", "other_rate", "decay_share")
+    for name in (*whole, *real):
+        flag, kind = "--" + name.replace("_", "-"), int if name in whole else float
+        parser.add_argument(flag, type=kind, default=getattr(defaults, name))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--start", type=Path, help="weights to go on from")
     arguments = vars(parser.parse_args())
-    out = arguments.pop("out")
+    out, start = arguments.pop("out"), arguments.pop("start")
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     options = TrainingOptions(**arguments)
     torch.manual_seed(options.seed)
-    train(CrystalNetwork(), load_crystals(), options, out)
+    network = CrystalNetwork()
+    if start is not None:
+        network.load_state_dict(load_file(start))
+    train(network, load_crystals(), options, out)
 
 
 if __name__ == "__main__":
