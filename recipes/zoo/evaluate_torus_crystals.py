@@ -83,9 +83,11 @@ def save_sheet(crystals: Crystals, coordinates: NDArray[np.float64], path: Path)
             axes = figure.add_subplot(
                 2, len(names), line * len(names) + column + 1, projection="3d"
             )
-            # The origin is free: the first atom is drawn in the corner.
-            points = np.mod(places - places[0] + 1e-3, 1.0) @ cell
+            # The origin is free: the first atom is drawn near the corner.
+            points = np.mod(places - places[0] + 0.1, 1.0) @ cell
             axes.scatter(*points.T, c=kinds, cmap="tab20", vmin=0, vmax=20, s=120)
+            for limit, length in zip("xyz", np.abs(cell).sum(axis=0), strict=True):
+                axes.set(**{f"{limit}lim": (min(0.0, cell[:, "xyz".index(limit)].min()), length)})
             axes.set_title(f"{name}, {'true' if line == 0 else 'generated'}", fontsize=9)
     figure.savefig(path, dpi=80)
 

@@ -27,9 +27,9 @@ LEAST_KNOWN = 0.01
 """Added to concentrations before they are inverted: below it nothing is known."""
 
 WEIGHTS_PATH = Path(__file__).with_name("torus_crystals.safetensors")
-WEIGHTS_SHA256 = ""
+WEIGHTS_SHA256 = "4c2be131a52f6e85940bf6b41ddde7f3a4f9a7cd15929daac191976518d2f961"
 DIFFUSION_WEIGHTS_PATH = Path(__file__).with_name("torus_crystals_diffusion.safetensors")
-DIFFUSION_WEIGHTS_SHA256 = ""
+DIFFUSION_WEIGHTS_SHA256 = "412344575223368d83811466ec12212e3d0de15c0f7c76504e47dcc08e8a1810"
 
 
 def load_torus_crystals(path: Path = WEIGHTS_PATH) -> TorusCrystals:
