@@ -24,7 +24,7 @@ from optimize.recipes.zoo.torus_crystals import (
 BASELINES: dict[str, tuple[tuple[int, ...], dict[str, bool]]] = {
     "ancestral": ((10, 20, 50, 100, 200, 500, LEVELS), {}),
     "probability-flow": ((10, 20, 50, 100), {"stochastic": False}),
-    "corrector": ((LEVELS,), {"corrector": True}),
+    "corrector": ((5, 10, 25, 50, LEVELS), {"corrector": True}),
 }
 """Ways to sample the baseline → numbers of steps, options of `sample_diffusion`."""
 

@@ -27,9 +27,9 @@ LEAST_KNOWN = 0.01
 """Added to concentrations before they are inverted: below it nothing is known."""
 
 WEIGHTS_PATH = Path(__file__).with_name("torus_crystals.safetensors")
-WEIGHTS_SHA256 = "4c2be131a52f6e85940bf6b41ddde7f3a4f9a7cd15929daac191976518d2f961"
+WEIGHTS_SHA256 = "d753ecd7e1b571920b47a0d647ea27e4d0b21b53ff471e74e6ec16fb0e1ce8cb"
 DIFFUSION_WEIGHTS_PATH = Path(__file__).with_name("torus_crystals_diffusion.safetensors")
-DIFFUSION_WEIGHTS_SHA256 = "412344575223368d83811466ec12212e3d0de15c0f7c76504e47dcc08e8a1810"
+DIFFUSION_WEIGHTS_SHA256 = "68572143ce7f812223b78e92de4eb9e6f851b87326d1efcfa550b920ae45075a"
 
 
 def load_torus_crystals(path: Path = WEIGHTS_PATH) -> TorusCrystals:
