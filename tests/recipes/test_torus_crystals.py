@@ -69,7 +69,6 @@ from optimize.recipes.zoo.train_torus_crystals import (
 )
 from optimize.runtime import load
 
-
 LEAST_MATCH_RATE = 0.2
 """Of about 120 held-out structures; the model card has the rate of all, with its interval."""
 
