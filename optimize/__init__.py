@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from optimize.ir.program import Program
     from optimize.ir.report import Report
     from optimize.ir.schedules import FlowSchedule, Respaced, VarianceSchedule
+    from optimize.ir.torus_flow import TorusFlowLoop
     from optimize.recipes.recipe import Budget, Recipe
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Respaced",
+    "TorusFlowLoop",
     "VarianceSchedule",
     "__version__",
     "optimize",
@@ -49,6 +51,7 @@ _HOMES = {
     "Respaced": "optimize.ir.schedules",
     "VarianceSchedule": "optimize.ir.schedules",
     "Program": "optimize.ir.program",
+    "TorusFlowLoop": "optimize.ir.torus_flow",
     "Report": "optimize.ir.report",
     "Budget": "optimize.recipes.recipe",
     "Recipe": "optimize.recipes.recipe",

@@ -18,6 +18,7 @@ from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program
 from optimize.ir.record import Record
 from optimize.ir.report import Report
+from optimize.ir.torus_flow import TorusFlowLoop
 from optimize.passes.cache_regions import active_maps
 from optimize.passes.calibration import Request, requests
 from optimize.passes.pipeline import Measure, Progress, run_passes
@@ -31,7 +32,7 @@ def optimize(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe = "balanced",
     *,
     example_inputs: Mapping[str, Any] | None = None,
-    loop: DenoiseLoop | None = None,
+    loop: DenoiseLoop | TorusFlowLoop | None = None,
     budget: Budget | Mapping[str, Any] | None = None,
     verify: bool = True,
     progress: bool | Progress = True,

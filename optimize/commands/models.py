@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError, RecipeError
+from optimize.ir.torus_flow import TorusFlowLoop
 from optimize.measure.quality import Interval
 
-ZOO = ("digits-dit", "digits-dit-epsilon", "digits-dit-v", "digits-restore")
+ZOO = ("digits-dit", "digits-dit-epsilon", "digits-dit-v", "digits-restore", "torus-crystals")
 KNOWN_ZOO = ", ".join(f"zoo:{name}" for name in ZOO)
 HELP = (
     f"{KNOWN_ZOO}, a diffusers pipeline (folder or hub id), or path/to/file.py:function, where "
@@ -40,7 +41,7 @@ class LoadedModel:
     name: str
     model: Any
     example_inputs: Mapping[str, Any] | None = None
-    loop: DenoiseLoop | None = None
+    loop: DenoiseLoop | TorusFlowLoop | None = None
     judge: Judge | None = None
 
 
@@ -95,9 +96,10 @@ def _from_file(path: Path, function: str) -> LoadedModel:
             f"model {path}:{function}: returned {found}, expected (module, example_inputs, loop)"
         )
     model, example_inputs, loop = made
-    if loop is not None and not isinstance(loop, DenoiseLoop):
+    if loop is not None and not isinstance(loop, DenoiseLoop | TorusFlowLoop):
         raise InputModelError(
-            f"model {path}:{function}: found loop {type(loop).__name__}, expected a DenoiseLoop"
+            f"model {path}:{function}: found loop {type(loop).__name__}, expected a DenoiseLoop "
+            "or a TorusFlowLoop"
         )
     return LoadedModel(f"{path.stem}:{function}", model, example_inputs, loop)
 

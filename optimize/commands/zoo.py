@@ -8,7 +8,9 @@ import torch
 
 from optimize.commands.models import LoadedModel
 from optimize.ir.denoise import DenoiseLoop, Prediction
+from optimize.ir.torus_flow import TorusFlowLoop
 from optimize.measure.quality import Interval
+from optimize.recipes.zoo.crystal_data import load_crystals
 from optimize.recipes.zoo.digits_data import IMAGE_SIZE, load_digits_data
 from optimize.recipes.zoo.digits_degradation import degraded_digits
 from optimize.recipes.zoo.digits_dit import load_digits_dit
@@ -17,6 +19,11 @@ from optimize.recipes.zoo.digits_heads import load_digits_head
 from optimize.recipes.zoo.digits_judge import DigitsJudge
 from optimize.recipes.zoo.digits_restore import SCHEDULE, load_digits_restore
 from optimize.recipes.zoo.digits_sampling import balanced_labels
+from optimize.recipes.zoo.torus_crystals import (
+    FLOW_STEPS,
+    LARGEST_CONCENTRATION,
+    load_torus_crystals,
+)
 
 BASELINE_STEPS = 50
 EXAMPLE_BATCH = 2
@@ -82,10 +89,25 @@ class BalancedDigits:
         return self.judge.frechet_interval(torch.from_numpy(samples))
 
 
+def load_crystal_flow(name: str) -> LoadedModel:
+    """The crystal flow with the ten steps of its training; a request is elements and lattices."""
+    crystals = load_crystals().held_out.rows(slice(0, EXAMPLE_BATCH))
+    inputs = {
+        "mean": torch.zeros(crystals.coordinates.shape),
+        "concentration": torch.zeros(crystals.coordinates.shape),
+        "step_index": torch.ones(EXAMPLE_BATCH),
+        "atom_types": crystals.atom_types,
+        "lattice": crystals.lattice,
+    }
+    loop = TorusFlowLoop(steps=FLOW_STEPS, last_concentration=LARGEST_CONCENTRATION)
+    return LoadedModel(name, load_torus_crystals(), inputs, loop)
+
+
 LOADERS: Mapping[str, Callable[[str], LoadedModel]] = {
     "digits-dit": load_digits,
     "digits-dit-epsilon": partial(load_digits_with, "epsilon"),
     "digits-dit-v": partial(load_digits_with, "v"),
     "digits-restore": load_restorer,
+    "torus-crystals": load_crystal_flow,
 }
 """Name after "zoo:" → what loads it, given the whole MODEL argument."""

@@ -20,6 +20,7 @@ from optimize.export.onnx_lowering import (
 
 _UNARY: dict[Any, str] = {
     aten.abs.default: "Abs",
+    aten.atan.default: "Atan",
     aten.ceil.default: "Ceil",
     aten.cos.default: "Cos",
     aten.erf.default: "Erf",

@@ -17,7 +17,7 @@ from optimize.ir.graph import Graph
 from optimize.ir.node_arguments import dimension_of, short_name
 
 ELEMENTWISE = """
-    abs add sub rsub mul div pow neg exp log sqrt rsqrt reciprocal sin cos tanh sigmoid relu
+    abs add sub rsub mul div pow atan neg exp log sqrt rsqrt reciprocal sin cos tanh sigmoid relu
     silu gelu erf floor ceil round clamp clamp_min clamp_max maximum minimum where masked_fill
     copy clone alias to _to_copy type_as contiguous detach lift_fresh_copy dropout leaky_relu
     elu softplus hardswish mish sign square logical_not logical_and logical_or bitwise_and
