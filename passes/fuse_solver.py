@@ -47,7 +47,7 @@ from optimize.ir.solver_step import (
     constant_error,
 )
 from optimize.passes.pass_base import Declined, OracleResult, Pass, Rewritten
-from optimize.passes.solvers.adaptive import adaptive_program
+from optimize.passes.solvers.adaptive import adaptive_program, check_start
 from optimize.passes.solvers.catalog import SOLVERS, solve
 from optimize.passes.solvers.consistency import better_reading
 from optimize.passes.solvers.dualfast import MANY_STEPS, DualFast
@@ -175,10 +175,13 @@ class FuseSolver(Pass):
         if program.description is None:
             fits = self == self.identity()
             return None if fits else "the program has a solver of its own: only 'same' fits it"
-        if self.solver == ADAPTIVE:
-            return None if program.plan is None else f"{ADAPTIVE} has no fixed steps to plan for"
+        if self.solver == ADAPTIVE and program.plan is not None:
+            return f"{ADAPTIVE} has no fixed number of steps, which cache_regions plans for"
         try:
-            self._step(program.description)
+            if self.solver == ADAPTIVE:
+                check_start(program.description.noise_schedule.path)
+            else:
+                self._step(program.description)
         except (ValueError, InputModelError) as reason:
             return str(reason)
         return None
@@ -245,10 +248,7 @@ class FuseSolver(Pass):
 
     def _adaptive(self, program: Program) -> Rewritten:
         order = 2 if self.order is None else self.order
-        try:
-            made = adaptive_program(program, order, (ABSOLUTE * self.tolerance, self.tolerance))
-        except ValueError as reason:
-            raise Declined(str(reason)) from reason
+        made = adaptive_program(program, order, (ABSOLUTE * self.tolerance, self.tolerance))
         sites = tuple(sorted(name for name in made.graphs if name not in program.graphs))
         return Rewritten(made, sites, {"solver": f"dpm_solver_{order - 1}{order}"})
 

@@ -196,6 +196,19 @@ class LastStage(Stage):
         )
 
 
+def check_start(path: NoisePath) -> None:
+    """Refuses a path that starts at pure noise.
+
+    Raises:
+        ValueError: its first alpha is 0, so alpha'/alpha of the first step is infinite.
+    """
+    if path.split(np.array([path.ends[1]]))[0][0] <= 0:
+        raise ValueError(
+            "dpm_solver_adaptive: found a path that starts at pure noise (alpha = 0), expected "
+            "some signal, because it integrates the noise estimate; use dpm_solver_pp"
+        )
+
+
 def adaptive_program(program: Program, order: int, tolerances: tuple[float, float]) -> Program:
     """A captured program with adaptive steps, fused.
 
@@ -210,11 +223,7 @@ def adaptive_program(program: Program, order: int, tolerances: tuple[float, floa
     description = program.description
     assert description is not None
     path = description.noise_schedule.path
-    if path.split(np.array([path.ends[1]]))[0][0] <= 0:
-        raise ValueError(
-            "dpm_solver_adaptive: found a path that starts at pure noise (alpha = 0), expected "
-            "some signal, because it integrates the noise estimate; use dpm_solver_pp"
-        )
+    check_start(path)
     denoiser = program.graphs["denoiser"]
     value = denoiser.node("latent").meta["val"]
     curve = Curve(path, value.dtype)

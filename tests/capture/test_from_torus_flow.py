@@ -18,8 +18,9 @@ from optimize.ir.program import Program
 from optimize.ir.spec import check_program
 from optimize.ir.torch_engine import TorchEngine
 from optimize.ir.torus_flow import TorusFlowLoop
-from optimize.ir.unroll import unrolled
 from optimize.ir.von_mises_flow import belief, quantiles, wrap
+from optimize.passes.fuse_solver import FuseSolver
+from optimize.passes.pipeline import run_passes
 from optimize.runtime import load, philox
 
 LOOP = TorusFlowLoop(steps=4, last_concentration=200.0)
@@ -200,10 +201,10 @@ def test_bundle_runs_without_torch_and_calls_the_network_once_per_step(program, 
     assert engine_calls(program, shift) == {"denoiser": LOOP.steps, "solver": LOOP.steps}
 
 
-def test_one_step_joined_is_one_engine_call_per_network_call(program):
+def test_fuse_solver_makes_it_one_engine_call_per_network_call(program):
     """Network and flow update in one graph, without a change of the result."""
-    joined = unrolled(program, 1)
-    check_program(joined)
+    joined = run_passes(program, [FuseSolver()])
+    assert "only 'same' fits it" in (FuseSolver("ddim").declines(program) or "")
     shift = np.linspace(0, 1, 3, dtype=np.float32)
     assert list(engine_calls(joined, shift).values()) == [LOOP.steps]
     ours = program(seed=9, shift=shift)["coordinates"]

@@ -14,7 +14,6 @@ from optimize.ir.noise_path import Levels
 from optimize.ir.program import Program
 from optimize.ir.spec import check_program
 from optimize.passes.fuse_solver import FuseSolver
-from optimize.passes.pass_base import Declined
 from optimize.passes.solvers.adaptive import adaptive_program
 from optimize.runtime.session import load
 from tests.passes.solvers.toys import (
@@ -112,5 +111,4 @@ def test_fuse_solver_makes_it_and_a_bundle_runs_it(program: Program, tmp_path) -
 
 def test_declines_a_start_at_pure_noise(captured) -> None:
     _, flow = captured("sd3", torch.float32)
-    with pytest.raises(Declined, match="pure noise"):
-        FuseSolver("dpm_solver_adaptive").rewrite(flow)
+    assert "pure noise" in (FuseSolver("dpm_solver_adaptive").declines(flow) or "")
