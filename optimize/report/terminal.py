@@ -1,5 +1,7 @@
 """A report as tables on a terminal."""
 
+import textwrap
+
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +15,7 @@ from optimize.measure.solver_comparison import (
     metric_text,
 )
 
+HEADER_WIDTH = 12
 STYLES = {"baseline": "", "ours": "bold green", "control": "yellow", "part": "dim"}
 
 
@@ -54,9 +57,11 @@ def rows_table(report: Report) -> Table:
     """One line per measured row."""
     metrics = list(dict.fromkeys(name for row in report.rows for name in row.quality))
     table = Table(title="Measured", title_justify="left", title_style="bold", box=SIMPLE)
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for name in ("calls", "time per sample", *metrics):
-        table.add_column(Text(name), justify="right")
+        # Headers are broken by hand: numbers must stay whole in a terminal of 80 columns.
+        header = Text("\n".join(textwrap.wrap(name, HEADER_WIDTH)))
+        table.add_column(header, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(*map(Text, row_cells(row, metrics)), style=STYLES[row.role])
     return table

@@ -1,9 +1,8 @@
 """Whether a network predicts what its description says, found from its own outputs.
 
 From pure noise the network gives a clean estimate m. Noised anew to a middle level,
-x = alpha m + sigma z, it must find z again; and from the mirror image of m, the mirror image, so
-that repeating itself will not do. Read as each prediction type in turn, its output does both for
-one.
+x = alpha m + sigma z, it must find z again; and from m moved aside, m moved aside, so that repeating
+itself will not do. Read as each prediction type in turn, its output does both for one.
 """
 
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ FITS = 0.1
 """Share of z that a right reading may miss; trained networks miss a few hundredths."""
 
 FOLLOWS = 0.5
-"""Share of what tells m from its mirror image that a right reading may miss."""
+"""Share of what tells m from m moved aside that a right reading may miss."""
 
 CLEARLY = 0.25
 """Another reading is believed if it misses less than this share of what the given one misses."""
@@ -64,10 +63,10 @@ def better_reading(program: Program, request: Mapping[str, Any]) -> Prediction |
         clean = estimate(levels, 0, reading, start, first).clean
         # A wrong reading may be huge, which would hide what it misses.
         clean = clean / max(1.0, float(np.std(clean)))
-        mirrored = np.flip(clean, axis=-1)
+        moved = np.roll(clean, clean.shape[-1] // 4, axis=-1)
         misses[reading], _ = missed(reading, clean)
-        _, unlike = missed(reading, mirrored)
-        if not unlike < FOLLOWS * float(np.mean((mirrored - clean) ** 2)):
+        _, unlike = missed(reading, moved)
+        if not unlike < FOLLOWS * float(np.mean((moved - clean) ** 2)):
             misses[reading] = max(1.0, misses[reading])
     given = misses.get(description.prediction, np.inf)
     best = min(misses, key=lambda reading: misses[reading])

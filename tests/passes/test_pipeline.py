@@ -20,8 +20,8 @@ aten = torch.ops.aten
 def damped(program: Program, factor: float) -> Program:
     """Multiplies the predictions by a factor in the solver graph."""
     graph = program.graphs["solver"].copied()
-    node = next(node for node in graph.graph.nodes if node.target is aten.mul.Tensor)
-    with graph.graph.inserting_after(node):
+    node = graph.node("prediction")
+    with graph.graph.inserting_before(next(iter(node.users))):
         new = graph.graph.call_function(aten.mul.Tensor, (node, factor))
     new.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
