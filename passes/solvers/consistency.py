@@ -1,8 +1,8 @@
 """Whether a network predicts what its description says, found from its own outputs.
 
 From pure noise the network gives a clean estimate m. Noised anew to a middle level,
-x = alpha m + sigma z, it must find z again; and from m moved aside, m moved aside, so that repeating
-itself will not do. Read as each prediction type in turn, its output does both for one.
+x = alpha m + sigma z, it must find z again; and from m moved aside, m moved aside, so that
+repeating itself will not do. Read as each prediction type in turn, its output does both for one.
 """
 
 from collections.abc import Mapping
