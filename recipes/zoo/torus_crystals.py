@@ -8,16 +8,15 @@ Source: Wu et al. (2025), arXiv 2502.02016; Jiao et al. (2023), section 4.3, for
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from optimize.recipes.zoo.crystal_data import ELEMENTS
+from optimize.recipes.zoo.weights import with_weights
 
 FLOW_STEPS = 10
 LARGEST_CONCENTRATION = 1000.0
@@ -41,30 +40,13 @@ def load_torus_crystals(path: Path = WEIGHTS_PATH) -> TorusCrystals:
         FileNotFoundError: there is no such file.
         ValueError: the file is not the one that this code was released with.
     """
-    return TorusCrystals(_load_network(path, WEIGHTS_SHA256)).eval()
+    network = with_weights(CrystalNetwork(), path, WEIGHTS_SHA256)
+    return TorusCrystals(network).eval()
 
 
 def load_crystal_diffusion(path: Path = DIFFUSION_WEIGHTS_PATH) -> CrystalNetwork:
     """Loads the trained diffusion baseline; as `load_torus_crystals`."""
-    return _load_network(path, DIFFUSION_WEIGHTS_SHA256)
-
-
-def _load_network(path: Path, expected: str) -> CrystalNetwork:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"torus_crystals: found no file {path}, expected the trained weights; restore it from "
-            "version control or train with `python -m optimize.recipes.zoo.train_torus_crystals`."
-        )
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != expected:
-        raise ValueError(
-            f"torus_crystals: found weights with SHA-256 {digest}, expected {expected}; restore "
-            f"{path} from version control, or update the digest here after training anew."
-        )
-    network = CrystalNetwork()
-    network.load_state_dict(safetensors.torch.load(content))
-    return network.eval()
+    return with_weights(CrystalNetwork(), path, DIFFUSION_WEIGHTS_SHA256, "train_torus_crystals")
 
 
 class CrystalLayer(nn.Module):

@@ -27,6 +27,7 @@ from optimize.recipes.zoo.crystal_diffusion import diffusion_loss, sample_diffus
 from optimize.recipes.zoo.crystal_flow import flow_loss, sample_flow
 from optimize.recipes.zoo.crystal_match import match_rate
 from optimize.recipes.zoo.torus_crystals import CrystalNetwork, TorusCrystals
+from optimize.recipes.zoo.training import RunOptions, rate_share
 
 BATCH_PARTS = 2
 """Parts of like size that a batch is cut into: less padding to compute."""
@@ -36,26 +37,16 @@ CHECK_STEPS = 100
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class TrainingOptions(RunOptions):
     """Options of a training run.
 
     Attributes:
         kind: what to train: a Bayesian flow, or the score of the diffusion baseline.
-        steps: optimizer steps.
-        batch_size: structures per step.
-        matrix_rate: Muon's learning rate, for the matrices of the layers.
-        other_rate: AdamW's learning rate, for everything else.
-        weight_decay: of both optimizers, per unit of learning rate.
-        warmup_steps: steps over which the rates rise from 0.
-        decay_share: share of the steps, at the end, over which they fall to 0; in (0, 1].
-        average_decay: decay of the moving average of the weights, per step.
-        check_every: steps between quality checks.
         check_samples: held-out structures generated at each check.
-        bfloat16: run forward and backward in bfloat16 autocast.
-        seed: of the initial weights and all that is drawn.
     """
 
     kind: Literal["flow", "diffusion"] = "flow"
+    check_samples: int = 128
     steps: int = 3200
     batch_size: int = 96
     matrix_rate: float = 0.016
@@ -63,11 +54,7 @@ class TrainingOptions:
     weight_decay: float = 0.01
     warmup_steps: int = 50
     decay_share: float = 0.7
-    average_decay: float = 0.996
     check_every: int = 800
-    check_samples: int = 128
-    bfloat16: bool = True
-    seed: int = 0
 
 
 def make_optimizers(
@@ -85,13 +72,6 @@ def make_optimizers(
         torch.optim.Muon(matrices, lr=options.matrix_rate, weight_decay=decay),
         torch.optim.AdamW(others, lr=options.other_rate, weight_decay=decay, betas=(0.9, 0.99)),
     ]
-
-
-def rate_share(step: int, options: TrainingOptions) -> float:
-    """Learning rate at a step as a share of its peak, in [0, 1]."""
-    rising = min(1.0, (step + 1) / options.warmup_steps)
-    falling = (options.steps - step) / (options.decay_share * options.steps)
-    return min(rising, falling, 1.0)
 
 
 def moved_angles(crystals: Crystals, generator: np.random.Generator) -> torch.Tensor:

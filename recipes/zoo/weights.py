@@ -12,12 +12,13 @@ from torch import nn
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def with_weights(model: Model, path: Path, sha256: str) -> Model:
+def with_weights(model: Model, path: Path, sha256: str, training: str | None = None) -> Model:
     """The model with the weights of a file, in evaluation mode.
 
     Args:
         path: the safetensors file, named like the model.
         sha256: the digest it must have.
+        training: the module that trains it, where it is not named after the file.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not the one that this code was released with.
@@ -25,7 +26,8 @@ def with_weights(model: Model, path: Path, sha256: str) -> Model:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path.stem}: found no file {path}, expected the trained weights; restore it from "
-            f"version control or train it with `python -m optimize.recipes.zoo.train_{path.stem}`."
+            "version control or train it with "
+            f"`python -m optimize.recipes.zoo.{training or 'train_' + path.stem}`."
         )
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
