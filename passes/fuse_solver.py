@@ -358,7 +358,7 @@ def _warn_of_latents(program: Program) -> None:
     shape = program.graphs["denoiser"].node("latent").meta["val"].shape
     if len(shape) < 4 or shape[1] not in LATENT_CHANNELS or "decoder" in program.graphs:
         warnings.warn(
-            f"thresholding: found latents of shape {[str(size) for size in shape]}, expected "
+            f"thresholding: found latents of shape [{', '.join(map(str, shape))}], expected "
             "pixels in [-1, 1] with 1 or 3 channels; latents have no such bound, so leave it out",
             stacklevel=3,
         )
