@@ -73,8 +73,8 @@ ADAPTIVE = "dpm_solver_adaptive"
 ABSOLUTE = 0.0078 / 0.05
 """Absolute to relative tolerance of the adaptive solver, as its authors have it for pixels."""
 
-LATENT_CHANNELS = (1, 3)
-"""Channels of pixels; latents of other sizes are no images, which thresholding assumes."""
+PIXEL_CHANNELS = (1, 3)
+"""Grey and RGB; thresholding assumes pixels."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ class FuseSolver(Pass):
         variant: how second-order terms are weighted.
         eta: strength of fresh noise, >= 0; 0 is deterministic.
         dualfast: strength of DualFast's mixing, >= 0; None leaves it out.
-        tolerance: relative error of a step of "dpm_solver_adaptive", which takes as many as it
-            needs, in (0, 1]; order 2 or 3.
         thresholding: quantile of dynamic thresholding, in (0, 1]; None leaves it out. For models of
             pixels in [-1, 1], not of latents.
+        tolerance: relative error of a step of "dpm_solver_adaptive", which takes as many as it
+            needs, in (0, 1]; order 2 or 3.
     """
 
     solver: SolverName = "same"
@@ -135,12 +135,13 @@ class FuseSolver(Pass):
                 "3 and no steps: it takes as many as `tolerance` needs"
             )
         limits = {
-            "tolerance": (1e-8, 1.0),
+            "shift": (1e-3, 1e3),
             "eta": (0.0, 100.0),
             "dualfast": (0.0, 10.0),
-            "shift": (1e-3, 1e3),
+            "thresholding": (1e-6, 1.0),
+            "tolerance": (1e-8, 1.0),
         }
-        for name, (low, high) in {**limits, "thresholding": (1e-6, 1.0)}.items():
+        for name, (low, high) in limits.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}: found {value}, expected a number in [{low}, {high}]")
@@ -288,7 +289,9 @@ class FuseSolver(Pass):
             ValueError, InputModelError: they do not go together.
         """
         steps = description.steps if self.steps is None else self.steps
-        schedule = self._schedule(description)
+        schedule: Schedule = description.noise_schedule
+        if self.schedule != "same":
+            schedule = Respaced(schedule, self.schedule, self.shift)
         if self.solver == "same":
             return captured_step(replace(description, schedule=schedule), steps)
 
@@ -308,12 +311,6 @@ class FuseSolver(Pass):
             threshold=None if self.thresholding is None else Threshold(self.thresholding),
         )
         return solve(self.solver, run)
-
-    def _schedule(self, description: DenoiseLoop) -> Schedule:
-        base = description.noise_schedule
-        if self.schedule == "same":
-            return base
-        return Respaced(base, self.schedule, self.shift)
 
 
 def _as_it_is(program: Program) -> Rewritten:
@@ -356,7 +353,7 @@ def _fused_graphs(program: Program, solver: Graph, called: set[str]) -> dict[str
 def _warn_of_latents(program: Program) -> None:
     """Warns where the program does not make pixels itself."""
     shape = program.graphs["denoiser"].node("latent").meta["val"].shape
-    if len(shape) < 4 or shape[1] not in LATENT_CHANNELS or "decoder" in program.graphs:
+    if len(shape) < 4 or shape[1] not in PIXEL_CHANNELS or "decoder" in program.graphs:
         warnings.warn(
             f"thresholding: found latents of shape [{', '.join(map(str, shape))}], expected "
             "pixels in [-1, 1] with 1 or 3 channels; latents have no such bound, so leave it out",

@@ -39,9 +39,7 @@ BATCH_SIZE = "batch"
 
 Array = NDArray[np.float32]
 
-NOT_BY_DEFAULT = {
-    ADAPTIVE: "takes as many calls as its tolerance needs, so it has no column",
-}
+NO_COLUMN = "takes as many calls as its tolerance needs, so it has no column"
 NO_JUDGE = "has fresh noise, and the model has no judge of samples as a set"
 
 
@@ -130,7 +128,7 @@ def measure_solvers(
     Args:
         program: captured, its solver not fused.
         loaded: what it was captured from.
-        names: of the catalogue; none means all but those that have no column of their own.
+        names: of the catalogue; none means all.
         schedule: as in `FuseSolver`, for every run but the captured program's own.
         calls: rising.
         samples: per run, at least 2.
@@ -215,8 +213,8 @@ def _chosen(
     Raises:
         RecipeError: nothing is left.
     """
-    items = candidates(names or [name for name in SOLVERS if name not in NOT_BY_DEFAULT], schedule)
-    left_out = {} if names else dict(NOT_BY_DEFAULT)
+    items = candidates(names or list(SOLVERS), schedule)
+    left_out = {} if names else {ADAPTIVE: NO_COLUMN}
     refused = {name: _refused(item, program, loaded, calls) for name, item in items.items()}
     suitable = {name: item for name, item in items.items() if len(refused[name]) < len(calls)}
     solvers = {item.solver for item in suitable.values()}

@@ -32,7 +32,8 @@ EXAMPLE_SEED = 0
 
 def load_digits(name: str) -> LoadedModel:
     """The digits DiT with fifty Euler steps, its baseline."""
-    return LoadedModel(name, load_digits_dit(), _digits_inputs(), DenoiseLoop(steps=BASELINE_STEPS))
+    loop = DenoiseLoop(steps=BASELINE_STEPS)
+    return LoadedModel(name, load_digits_dit(), _digits_inputs(), loop, BalancedDigits())
 
 
 def load_digits_with(prediction: Prediction, name: str) -> LoadedModel:

@@ -2,8 +2,7 @@
 
 A latent is `alpha * clean + sigma * noise`. A *level* is what diffusers calls sigma: sigma / alpha
 of a variance-preserving model, sigma itself of a flow model. A solver asks a path for any level
-between
-those of training: the middle of a step, or a whole new spacing. All numbers are float64.
+between those of training: the middle of a step, or a whole new spacing. All numbers are float64.
 """
 
 from collections.abc import Sequence
@@ -15,6 +14,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]
 """Always float64."""
+
+LEAST_ALPHA = 1e-3
+"""Where a path that starts at pure noise begins, for what needs a finite level or log-SNR there."""
 
 PURE_NOISE_SHARE = 0.8
 """Pure noise has a half log-SNR of minus infinity; solvers that divide by its steps are given that
@@ -140,7 +142,7 @@ class VariancePath:
     def __init__(self, kept: Array | Sequence[float]) -> None:
         self.kept = np.asarray(kept, dtype=np.float64)
         # Zero terminal SNR: pure noise has no finite level.
-        safe = np.maximum(self.kept, 1e-6)
+        safe = np.maximum(self.kept, LEAST_ALPHA**2)
         self.log_levels = 0.5 * (np.log1p(-safe) - np.log(safe))
 
     @property

@@ -14,6 +14,7 @@ from scipy.special import betaincinv
 
 from optimize.ir.errors import InputModelError
 from optimize.ir.noise_path import (
+    LEAST_ALPHA,
     Array,
     FlowPath,
     Levels,
@@ -26,9 +27,6 @@ from optimize.ir.noise_path import (
 
 RHO = 7.0
 """Exponent of Karras et al. (2022)."""
-
-LEAST_ALPHA = 1e-3
-"""Where a spacing in log-SNR begins that starts at pure noise."""
 
 BETA = 0.6
 """Both parameters of the law of Lee et al. (2024)."""

@@ -4,8 +4,7 @@
     fused graph       latent', kept' = solver_step(latent, output, kept, row, guidance_scale)
 
 In a fused graph the kernel reads what the network returned, in the network's own dtype, and mixes
-the
-halves of guidance itself: no intermediate tensor is left between network and latent.
+the halves of guidance itself: no intermediate tensor is left between network and latent.
 """
 
 import operator

@@ -34,6 +34,8 @@ FINISHED = 1e-5
 """What may remain of the half log-SNR at the end."""
 
 MOST_TRIES = 1000
+"""Where a run ends although it is not done, as `denoiser_calls` then shows: order times this."""
+
 POINTS = 16385
 """Of the tables of alpha, sigma and time, linear between: errors below 1e-7."""
 

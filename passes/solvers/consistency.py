@@ -33,7 +33,7 @@ def better_reading(program: Program, request: Mapping[str, Any]) -> Prediction |
     """The prediction type that fits the network clearly better than the described one, if any.
 
     Args:
-        program: captured, its solver not yet fused; it is run twice.
+        program: captured, its solver not yet fused; its network is called up to nine times.
         request: a request for it.
     """
     description = program.description
@@ -65,8 +65,9 @@ def better_reading(program: Program, request: Mapping[str, Any]) -> Prediction |
         clean = clean / max(1.0, float(np.std(clean)))
         moved = np.roll(clean, clean.shape[-1] // 4, axis=-1)
         misses[reading], _ = missed(reading, clean)
-        _, unlike = missed(reading, moved)
-        if not unlike < FOLLOWS * float(np.mean((moved - clean) ** 2)):
+        difference = float(np.mean((moved - clean) ** 2))
+        follows = misses[reading] < 1.0 and missed(reading, moved)[1] < FOLLOWS * difference
+        if not follows:
             misses[reading] = max(1.0, misses[reading])
     given = misses.get(description.prediction, np.inf)
     best = min(misses, key=lambda reading: misses[reading])

@@ -4,8 +4,7 @@
 
 It replaces the estimate in the first-order term of a base solver only, unless `replace_history`. On
 a first-order base with c = 1 / (2 r0) this is exactly the second-order multistep solver, so judge
-it
-against that one: what it gains at few steps is discretisation error.
+it against that one: what it gains at few steps is discretisation error.
 Source: Yu et al. (2025), DualFast, equation 9; the shape of c is ours.
 """
 

@@ -8,18 +8,15 @@ warm-up and fall linearly to zero over the last part. A moving average of the we
 """
 
 import argparse
-import hashlib
-import json
 import math
-import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from optimize.recipes.zoo.crystal_data import CrystalData, Crystals, distorted, load_crystals
@@ -27,7 +24,7 @@ from optimize.recipes.zoo.crystal_diffusion import diffusion_loss, sample_diffus
 from optimize.recipes.zoo.crystal_flow import flow_loss, sample_flow
 from optimize.recipes.zoo.crystal_match import match_rate
 from optimize.recipes.zoo.torus_crystals import CrystalNetwork, TorusCrystals
-from optimize.recipes.zoo.training import RunOptions, rate_share
+from optimize.recipes.zoo.training import RunOptions, run_training
 
 BATCH_PARTS = 2
 """Parts of like size that a batch is cut into: less padding to compute."""
@@ -111,57 +108,25 @@ def check_match_rate(network: CrystalNetwork, crystals: Crystals, kind: str) -> 
 def train(network: CrystalNetwork, data: CrystalData, options: TrainingOptions, out: Path) -> None:
     """Trains on the train split; writes weights and, beside them, how they came about, to `out`."""
     generator = np.random.default_rng(options.seed)
-    average = torch.optim.swa_utils.AveragedModel(
-        network, avg_fn=lambda slow, fast, _: slow.lerp(fast, 1 - options.average_decay)
-    )
-    averaged = average.module
-    assert isinstance(averaged, CrystalNetwork)
-    optimizers = make_optimizers(network, options)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, options))
-        for optimizer in optimizers
-    ]
-    cpu_start, recent_loss = time.process_time(), 0.0
     checked = data.held_out.rows(
         np.random.default_rng(0).permutation(len(data.held_out))[: options.check_samples]
     )
-    for step in range(1, options.steps + 1):
+
+    def loss_of_batch() -> torch.Tensor:
         chosen = generator.integers(len(data.train), size=options.batch_size)
-        loss = training_loss(network, data.train.rows(chosen), options, generator)
-        torch.autograd.backward(loss)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-        average.update_parameters(network)
-        recent_loss = loss.item() if step == 1 else 0.98 * recent_loss + 0.02 * loss.item()
-        if step % 100 == 0:
-            seconds = time.process_time() - cpu_start
-            print(f"step {step:5d}  loss {recent_loss:.4f}  cpu {seconds:6.0f} s", flush=True)
-        if step % options.check_every == 0 or step == options.steps:
-            rate = check_match_rate(averaged, checked, options.kind)
-            record = {
-                "options": asdict(options),
-                "parameters": sum(parameter.numel() for parameter in network.parameters()),
-                "step": step,
-                "loss": recent_loss,
-                "cpu_seconds": time.process_time() - cpu_start,
-                "check_match_rate": rate,
-            }
-            write_result(averaged, record, out / f"{weights_name(options.kind)}.safetensors")
-            print(f"step {step:5d}  match rate {rate:.3f}", flush=True)
+        return training_loss(network, data.train.rows(chosen), options, generator)
+
+    def check(averaged: CrystalNetwork) -> dict[str, float]:
+        return {"match_rate": check_match_rate(averaged, checked, options.kind)}
+
+    weights = out / f"{weights_name(options.kind)}.safetensors"
+    optimizers = make_optimizers(network, options)
+    run_training(network, loss_of_batch, check, options, weights, optimizers, math.inf)
 
 
 def weights_name(kind: str) -> str:
     """File name of the weights, without suffix."""
     return "torus_crystals" if kind == "flow" else "torus_crystals_diffusion"
-
-
-def write_result(network: CrystalNetwork, record: dict[str, object], path: Path) -> None:
-    """Writes the weights and the record with their digest beside them."""
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path)
-    record = {**record, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def main() -> None:

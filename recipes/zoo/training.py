@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -106,6 +107,8 @@ def run_training(
     check: Callable[[Model], dict[str, float]],
     options: RunOptions,
     weights: Path,
+    optimizers: list[torch.optim.Optimizer] | None = None,
+    largest_gradient: float = 1.0,
 ) -> None:
     """Runs all steps; writes the averaged weights, and a JSON record beside them.
 
@@ -114,13 +117,15 @@ def run_training(
         loss_of_batch: draws the next batch and returns the loss of `model` on it, a scalar.
         check: figures of the averaged model for the record.
         weights: the safetensors file to write, at every check.
+        optimizers: those of `make_optimizers` where not given.
+        largest_gradient: norm that gradients are clipped to; infinity leaves them alone.
     """
     average = torch.optim.swa_utils.AveragedModel(
         model, avg_fn=lambda slow, fast, _: slow.lerp(fast, 1 - options.average_decay)
     )
     averaged = average.module
     assert isinstance(averaged, type(model))
-    optimizers = make_optimizers(model, options)
+    optimizers = make_optimizers(model, options) if optimizers is None else optimizers
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, options))
         for optimizer in optimizers
@@ -129,7 +134,8 @@ def run_training(
     for step in range(1, options.steps + 1):
         loss = loss_of_batch()
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if largest_gradient < math.inf:
+            nn.utils.clip_grad_norm_(model.parameters(), largest_gradient)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()

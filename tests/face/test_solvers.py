@@ -277,3 +277,10 @@ def test_mistakes_are_told_before_any_work(
 def test_out_without_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["solvers", "--out", str(tmp_path / "out")]) == 2
     assert "found no MODEL to measure" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("name", ["digits-dit", "digits-dit-epsilon", "digits-dit-v"])
+def test_digits_bring_their_judge(name: str) -> None:
+    judge = load_model(f"zoo:{name}").judge
+    assert judge is not None
+    assert judge.fields(8, 4)["class_labels"].tolist() == [8, 9, 0, 1]

@@ -173,7 +173,6 @@ def test_compiled_kernel_reads_each_input_and_writes_each_result_once(step):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("step", STEPS, ids=str)
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 def test_op_on_a_gpu_gives_the_bits_of_the_reference(step, dtypes):

@@ -1,6 +1,7 @@
 """The pass fuse_solver: rewrites, declines, numerics."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.noise_path import Levels
 from optimize.ir.schedules import FlowSchedule
 from optimize.ir.spec import check_program
-from optimize.passes.fuse_solver import FuseSolver
+from optimize.passes.fuse_solver import ADAPTIVE, FuseSolver, SolverName
 from optimize.passes.pass_base import Declined
+from optimize.passes.solvers.catalog import SOLVERS
 from optimize.passes.solvers.consistency import better_reading
 from optimize.runtime import philox
 from optimize.runtime.loop import calls
@@ -241,3 +243,7 @@ def test_a_wrong_prediction_type_is_noticed(digits):
 def test_an_untrained_network_says_nothing_of_its_type(family, captured):
     made, program = captured(family, torch.float32)
     assert better_reading(program, made.request()) is None
+
+
+def test_every_solver_of_the_catalogue_can_be_asked_for():
+    assert set(get_args(SolverName)) == {"same", ADAPTIVE, *SOLVERS}
