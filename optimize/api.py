@@ -92,9 +92,7 @@ def apply_recipe(
         measure: seconds per request on the target; drops optional passes that do not pay.
         progress: as for `optimize`.
     """
-    calibration: Sequence[Request] = ()
-    if verify:
-        calibration = requests(program, recipe.calibration, examples)
+    calibration = requests(program, recipe.calibration, examples)
     with _Bar(progress) as bar:
         after = run_passes(
             program,

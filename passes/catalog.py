@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from optimize.passes.cache_regions import CacheRegions
 from optimize.passes.fuse_solver import FuseSolver
 from optimize.passes.pass_base import Pass
+from optimize.passes.tile_attention import TileAttention
 
-PASSES: tuple[type[Pass], ...] = (CacheRegions, FuseSolver)
+PASSES: tuple[type[Pass], ...] = (CacheRegions, TileAttention, FuseSolver)
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,16 @@ ORDER: tuple[OrderRule, ...] = (
         "cache_regions",
         "fuse_solver",
         "fuse_solver merges the denoiser into the step graph, where it cannot be rewritten alone",
+    ),
+    OrderRule(
+        "tile_attention",
+        "fuse_solver",
+        "its search compares predictions of the denoiser, which a fused step no longer returns",
+    ),
+    OrderRule(
+        "cache_regions",
+        "tile_attention",
+        "a subset of the tokens is of all frames, so the graphs made for it keep whole attention",
     ),
 )
 

@@ -3,6 +3,7 @@
 A pass is a function from a program to a program, with its preconditions and its checks beside it:
 
     declines(program)             why it does not apply, or None
+    fit(program, requests)        the pass with options found out by trying; itself by default
     rewrite(program)              the new program; the old one is unchanged
     identity()                    the options at which it must change nothing
     oracles(before, after, …)     checks that hold at these options
@@ -11,7 +12,7 @@ A pass is a function from a program to a program, with its preconditions and its
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -44,8 +45,20 @@ class OracleResult:
         return self.measured <= self.bound
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What fitting returns: the pass with the options it found, and facts for the report.
+
+    The options found stand in the record and in the recipe's lock, so that no later run has to
+    search again.
+    """
+
+    item: "Pass"
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Declined(Exception):
-    """Raised by `rewrite` for a reason to decline that only shows while rewriting."""
+    """Raised by `fit` and `rewrite` for a reason to decline that only shows while rewriting."""
 
 
 class Pass(ABC):
@@ -73,6 +86,14 @@ class Pass(ABC):
     @abstractmethod
     def declines(self, program: Program) -> str | None:
         """Why the pass does not apply to this program, or None."""
+
+    def fit(self, program: Program, requests: Sequence[Mapping[str, Any]]) -> Fitted:
+        """This pass with options that only trying on the calibration requests can find.
+
+        Raises:
+            Declined: a precondition that only shows while trying.
+        """
+        return Fitted(self)
 
     @abstractmethod
     def rewrite(self, program: Program) -> Rewritten:

@@ -1,6 +1,6 @@
 """Runs passes one after the other, checks each, and writes its record.
 
-For each pass: declines → rewrite → spec check → oracles → error → payment → record. A pass that
+For each pass: declines → fit → rewrite → spec check → oracles → error → payment → record. A pass that
 declines, matches nothing or does not pay is an error or a remark in the report, as the recipe says;
 it is never silent.
 """
@@ -103,8 +103,8 @@ class _Pipeline:
         check_program(program)
         if not entries:
             return
+        self.calibration = calibration or requests(program)
         if verify:
-            self.calibration = requests(program) if calibration is None else calibration
             self._tell("reference", 0)
             self.reference = self.results = run_requests(program, self.calibration)
             _check_finite(self.results, "the unrewritten program")
@@ -117,21 +117,23 @@ class _Pipeline:
         item = entry.item
         self._tell(f"{item.name}: rewrite", position * len(STAGES))
         reason = item.declines(self.program)
-        rewritten = None
+        rewritten = fitted = None
         if reason is None:
             try:
-                rewritten = self._guarded(position, lambda: item.rewrite(self.program))
+                fitted = self._guarded(position, lambda: item.fit(self.program, self.calibration))
+                rewritten = self._guarded(position, lambda: fitted.item.rewrite(self.program))
                 reason = None if rewritten.sites else "found no site to rewrite"
             except Declined as declined:
                 reason = str(declined)
-        if reason is not None or rewritten is None:
+        if reason is not None or rewritten is None or fitted is None:
             self._decline(entry, str(reason), start)
             return
+        item = fitted.item
         after = replace(rewritten.program, history=self.program.history)
         self._tell(f"{item.name}: check", position * len(STAGES) + 1)
         check_program(after, item.name)
-        oracles, error, results = self._verified(position, after)
-        details = dict(rewritten.details)
+        oracles, error, results = self._verified(position, item, after)
+        details = {**rewritten.details, **fitted.details}
         if self.verify:
             details["psnr"] = results_psnr(results, self.reference)
         seconds = math.nan
@@ -182,12 +184,12 @@ class _Pipeline:
         self.program = replace(self.program, history=(*self.program.history, record))
 
     def _verified(
-        self, position: int, after: Program
+        self, position: int, item: Pass, after: Program
     ) -> tuple[dict[str, float], float | None, Results]:
         """Measured oracles, error against the unrewritten program, and the new results."""
         if not self.verify:
             return {}, None, []
-        item, before = self.entries[position].item, self.program
+        before = self.program
         self._tell(f"{item.name}: oracles", position * len(STAGES) + 2)
         measured = {}
         request = {name: value for name, value in self.calibration[0].items() if name != "seed"}

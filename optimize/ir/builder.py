@@ -10,6 +10,9 @@ from torch.utils import _pytree as pytree
 
 from optimize.ir.graph import Graph
 
+ORIGIN = ("stack_trace", "nn_module_stack")
+"""Where in the user's code a node comes from."""
+
 
 class Builder:
     """Builds one graph from nodes of others.
@@ -85,9 +88,18 @@ class Builder:
         return {name: mapping[node] for name, node in graph.output_nodes().items()}
 
     def inlined_nodes(
-        self, graph: Graph, arguments: Mapping[str, fx.Node], evaluate: bool = False
+        self,
+        graph: Graph,
+        arguments: Mapping[str, fx.Node],
+        evaluate: bool = False,
+        instead: Mapping[fx.Node, Callable[..., fx.Node]] | None = None,
     ) -> dict[fx.Node, fx.Node]:
-        """Copies a whole graph with its inputs bound to nodes; returns old node → new node."""
+        """Copies a whole graph with its inputs bound to nodes; returns old node → new node.
+
+        Args:
+            instead: node → what makes another in its place from its mapped arguments.
+        """
+        instead = instead or {}
         mapping: dict[fx.Node, fx.Node] = {}
         for node in graph.graph.nodes:
             if node.op == "placeholder":
@@ -97,6 +109,11 @@ class Builder:
                     mapping[node] = self.weight(graph.weights[node.name], own)
                 else:
                     mapping[node] = arguments[node.name]
+            elif node in instead:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), mapping.__getitem__)
+                mapping[node] = instead[node](*args, **kwargs)
+                origin = {key: node.meta[key] for key in ORIGIN if key in node.meta}
+                mapping[node].meta.update(origin)
             elif node.op == "call_function":
                 mapping[node] = self.copy(node, mapping, evaluate)
         return mapping

@@ -51,8 +51,8 @@ def _text() -> torch.Tensor:
     return torch.randn(BATCH, TEXT, 12)
 
 
-def _video() -> torch.Tensor:
-    return torch.randn(BATCH, 4, 2, 8, 12)
+def _video(frames: int) -> torch.Tensor:
+    return torch.randn(BATCH, 4, frames, 8, 12)
 
 
 def _times(*times: float) -> torch.Tensor:
@@ -194,7 +194,7 @@ def lumina() -> Example:
     return Example("lumina", module, inputs, "flow")
 
 
-def wan() -> Example:
+def wan(frames: int = 2) -> Example:
     """Wan: video latents, rotary positions in three axes, cross-attention."""
     from diffusers import WanTransformer3DModel
 
@@ -213,14 +213,14 @@ def wan() -> Example:
         rope_max_seq_len=32,
     )
     inputs = {
-        "hidden_states": _video(),
+        "hidden_states": _video(frames),
         "timestep": torch.tensor([300, 500]),
         "encoder_hidden_states": _text(),
     }
     return Example("wan", module, inputs, "flow")
 
 
-def cogvideox() -> Example:
+def cogvideox(frames: int = 2) -> Example:
     """CogVideoX: text and video in one sequence, rotary positions on the video part."""
     from diffusers import CogVideoXTransformer3DModel
 
@@ -234,22 +234,22 @@ def cogvideox() -> Example:
         num_layers=2,
         sample_width=12,
         sample_height=8,
-        sample_frames=5,
+        sample_frames=4 * frames - 3,
         patch_size=2,
         temporal_compression_ratio=4,
         max_text_seq_length=TEXT,
         use_rotary_positional_embeddings=True,
     )
     inputs = {
-        "hidden_states": torch.randn(BATCH, 2, 4, 8, 12),
+        "hidden_states": torch.randn(BATCH, frames, 4, 8, 12),
         "timestep": torch.tensor([300, 500]),
         "encoder_hidden_states": _text(),
-        "image_rotary_emb": (torch.randn(48, 16), torch.randn(48, 16)),
+        "image_rotary_emb": (torch.randn(24 * frames, 16), torch.randn(24 * frames, 16)),
     }
     return Example("cogvideox", module, inputs, "v")
 
 
-def hunyuanvideo() -> Example:
+def hunyuanvideo(frames: int = 2) -> Example:
     """HunyuanVideo: token refiner for the text, boolean mask over the joint sequence."""
     from diffusers import HunyuanVideoTransformer3DModel
 
@@ -271,7 +271,7 @@ def hunyuanvideo() -> Example:
     mask = torch.ones(BATCH, TEXT)
     mask[1, 4:] = 0
     inputs = {
-        "hidden_states": _video(),
+        "hidden_states": _video(frames),
         "timestep": torch.tensor([300, 500]),
         "encoder_hidden_states": _text(),
         "encoder_attention_mask": mask,
@@ -281,23 +281,26 @@ def hunyuanvideo() -> Example:
     return Example("hunyuanvideo", module, inputs, "flow")
 
 
-FAMILIES: dict[str, Callable[[], Example]] = {
+FAMILIES: dict[str, Callable[..., Example]] = {
     make.__name__: make for make in (dit, pixart, sd3, flux, lumina, wan, cogvideox, hunyuanvideo)
 }
 """Family name → a fresh example."""
 
 
-def example(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Example:
+def example(
+    name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, frames: int | None = None
+) -> Example:
     """A family's example with weights large enough that every part of it matters.
 
     Args:
         name: a key of `FAMILIES`.
         seed: of weights and inputs.
         dtype: float32 or float64, of weights and floating inputs.
+        frames: latent frames of a video family; 2 by default.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = FAMILIES[name]()
+        made = FAMILIES[name]() if frames is None else FAMILIES[name](frames=frames)
         for parameter in made.module.parameters():
             mean = 0.0 if parameter.ndim > 1 else 0.3
             nn.init.normal_(parameter, mean=mean, std=0.1)
