@@ -37,7 +37,7 @@ def wan_shaped(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Example:
-    """diffusers' `WanTransformer3DModel` with random weights, and inputs for it.
+    """A `WanTransformer3DModel` of diffusers with random weights, and inputs for it.
 
     Args:
         frames: of the latent, >= 1.
