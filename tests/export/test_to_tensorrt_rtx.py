@@ -3,6 +3,8 @@
 import importlib
 import math
 import sys
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import onnx
@@ -21,8 +23,12 @@ from optimize.export.bundle import export_bundle
 from optimize.export.to_tensorrt_rtx import Engine, build_engine
 from optimize.ir.errors import InputModelError, UnsupportedOpError
 from optimize.ir.program import Program
+from optimize.kernels.tile_attention.pattern import TilePattern
 from optimize.recipes.zoo.wan_shaped import wan_shaped
 from optimize.runtime.errors import ResourceError
+
+SDPA = torch.ops.aten.scaled_dot_product_attention.default
+TILES = torch.ops.optimize.tile_attention.default
 
 
 def exported(program: Program, folder: Path) -> Path:
@@ -43,11 +49,13 @@ def check_engine(engine: Engine, path: Path, tokens: int) -> None:
     assert max(math.prod(layer.shape) for layer in constants) < tokens**2
 
 
+SLOW = pytest.mark.slow
+
 # tokens: all that attend to one another.
 VIDEO = [
     pytest.param("wan", 48),
     pytest.param("cogvideox", 55),
-    pytest.param("hunyuanvideo", 55, marks=pytest.mark.slow),
+    pytest.param("hunyuanvideo", 55, marks=SLOW),
 ]
 
 
@@ -70,13 +78,60 @@ def test_trained_denoiser_and_its_solver_become_engines(tmp_path):
     assert solver.sizes == {"batch": (1, 1, 1)}
 
 
+def with_tiles(program: Program, pattern: TilePattern) -> Program:
+    """The program with attention over as many rows as the pattern has replaced by tiles."""
+    graph = program.graphs["denoiser"].copied()
+    numbers = (pattern.frames, pattern.tokens_per_frame, list(pattern.references))
+    text = (pattern.prefix, pattern.suffix)
+    for node in graph.graph.find_nodes(op="call_function", target=SDPA):
+        query, key, value, *mask = node.args
+        if {item.meta["val"].shape[2] for item in (query, key)} == {pattern.length}:
+            with graph.graph.inserting_before(node):
+                new = graph.graph.call_function(
+                    TILES,
+                    (query, key, value, *numbers, *text, *(mask or [None])),
+                    {"scale": node.kwargs.get("scale")},
+                )
+            new.meta = dict(node.meta)
+            node.replace_all_uses_with(new)
+            graph.graph.erase_node(node)
+    graph.module.recompile()
+    return replace(program, graphs={**program.graphs, "denoiser": graph})
+
+
+def attention_nodes(path: Path) -> int:
+    model = onnx.load(path, load_external_data=False)
+    return sum(node.op_type == "Attention" for node in model.graph.node)
+
+
+# The tiny videos have two frames, at which every pattern is dense, so halves of frames are tiled.
+TILED = [
+    pytest.param("wan", TilePattern(4, 12, (0,)), 2 * 4 + 2),
+    pytest.param("cogvideox", TilePattern(4, 12, (0, 2), prefix=7), 2 * 3),
+    pytest.param("hunyuanvideo", TilePattern(4, 12, (1,), suffix=7), 3 * 4 + 1, marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("name", "pattern", "nodes"), TILED)
+def test_tile_attention_becomes_attention_layers(name, pattern, nodes, captured, tmp_path):
+    _, program = captured(name, torch.float32)
+    path = exported(with_tiles(program, pattern), tmp_path)
+    assert attention_nodes(path) == nodes
+    check_engine(build_engine(path), path, pattern.length)
+
+
+@cache
 def small_wan(dtype: torch.dtype) -> Program:
+    """One layer over 4 frames of 24 tokens; cross-attention beside the self-attention."""
     made = wan_shaped(4, 8, 12, layers=1, dtype=dtype)
     return capture(made.module, made.inputs, loop=made.loop(4))
 
 
-def test_float16_attention_gets_fused_kernels(tmp_path):
-    path = exported(small_wan(torch.float16), tmp_path)
+@pytest.mark.parametrize(("references", "nodes"), [((0, 1, 2, 3), 2), ((0,), 5), ((0, 2), 4)])
+def test_float16_attention_gets_fused_kernels(references, nodes, tmp_path):
+    pattern = TilePattern(4, 24, references)
+    path = exported(with_tiles(small_wan(torch.float16), pattern), tmp_path)
+    assert attention_nodes(path) == nodes
     engine = build_engine(path, fused_attention=True)
     check_engine(engine, path, 96)
     assert {layer.dtype for layer in engine.layers if "ATTENTION" in layer.kind} == {"HALF"}
