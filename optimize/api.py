@@ -182,7 +182,9 @@ def export_onnx(
         "report.html": (render_html(report) if page is None else page).encode(),
     }
     if recipe is not None:
-        files["recipe.yaml"] = Recipe.load(recipe).to_yaml().encode()
+        given = Recipe.load(recipe)
+        files["recipe.yaml"] = given.to_yaml().encode()
+        files["recipe.lock.yaml"] = given.locked(program.history).to_yaml().encode()
     plain = None if recipe is None else json.loads(json.dumps(recipe))
     return export_bundle(
         program,

@@ -1,6 +1,6 @@
 """Runs passes one after the other, checks each, and writes its record.
 
-For each pass: declines → fit → rewrite → spec check → oracles → error → payment → record. A pass that
+For each pass: declines → fit → rewrite → spec check → oracles → error → payment → record. One that
 declines, matches nothing or does not pay is an error or a remark in the report, as the recipe says;
 it is never silent.
 """

@@ -16,11 +16,10 @@ Numerics: approximate; exact with every frame as a reference.
 Source: Ding et al. (2025), Efficient-vDiT, sections 3.2 and 3.3.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, Self
-
-import torch
 
 from optimize.ir.attention_sites import Site, attention_sites
 from optimize.ir.axis_rules import infer_axes
@@ -34,7 +33,8 @@ from optimize.kernels.tile_attention.pattern import spread_references
 from optimize.passes.calibration import Request
 from optimize.passes.pass_base import Declined, Fitted, OracleResult, Pass, Rewritten
 from optimize.passes.tile_check import sampled_rows_error
-from optimize.passes.tile_data import SiteFigures, tiles_data
+from optimize.passes.tile_data import tiles_data
+from optimize.passes.tile_figures import attention_maps, speed
 from optimize.passes.tile_node import tiled
 from optimize.passes.tile_search import Search, default_candidates, search
 from optimize.passes.trajectory import denoiser_inputs
@@ -140,17 +140,13 @@ class TileAttention(Pass):
         graph = program.graphs["denoiser"]
         layout = self._layout(graph)
         frames = layout.grid.frames
-        inputs = [
-            each
+        starts = [
+            partial(Replay, graph, program.weights, inputs)
             for request in requests
-            for each in denoiser_inputs(program, request, self.moments)
+            for inputs in denoiser_inputs(program, request, self.moments)
         ]
-
-        def starts(each: Mapping[str, torch.Tensor]) -> Callable[[], Replay]:
-            return lambda: Replay(graph, program.weights, each)
-
         found = search(
-            [starts(each) for each in inputs],
+            starts,
             layout.sites,
             layout.grid,
             sorted(self.candidates) or default_candidates(frames),
@@ -164,7 +160,9 @@ class TileAttention(Pass):
             found.choice,
             budget=self.budget,
             joint_error=found.error,
-            figures=_figures(found, frames),
+            errors=_errors(found, frames),
+            maps=attention_maps(starts[0](), layout.sites, layout.grid),
+            speed=speed(starts[0], layout.sites, layout.grid, found.choice),
         )
         return Fitted(replace(self, references=found.choice), {"tiles": tiles})
 
@@ -226,9 +224,9 @@ class TileAttention(Pass):
         return (every,) * len(layout.sites)
 
 
-def _figures(found: Search, frames: int) -> list[SiteFigures]:
+def _errors(found: Search, frames: int) -> list[float]:
     """The error of each site's choice alone."""
     return [
-        SiteFigures(error=0.0 if count == frames else errors[count])
+        0.0 if count == frames else errors[count]
         for count, errors in zip(found.choice, found.alone, strict=True)
     ]

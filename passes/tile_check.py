@@ -46,7 +46,9 @@ def sampled_rows_error(program: Program, inputs: Mapping[str, torch.Tensor]) -> 
     )
     largest = float(expected.abs().max()) or 1.0
     error = float((found[:, :, rows] - expected).abs().max()) / largest
-    return [OracleResult("tiles_equal_masked_attention", error, BOUNDS[cast(torch.dtype, query.dtype)])]
+    return [
+        OracleResult("tiles_equal_masked_attention", error, BOUNDS[cast(torch.dtype, query.dtype)])
+    ]
 
 
 def _bias(pattern: TilePattern, rows: torch.Tensor, query: torch.Tensor) -> torch.Tensor:

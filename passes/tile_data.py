@@ -11,16 +11,14 @@ from optimize.kernels.tile_attention.pattern import spread_references, tile_dens
 
 
 @dataclass(frozen=True)
-class SiteFigures:
-    """What was measured at one site; NaN and empty where nothing was.
+class AttentionMap:
+    """Where the attention of a site goes; empty where it was not looked at.
 
     Attributes:
-        error: relative squared error of the prediction with this site alone tiled.
-        map: [F][F], attention mass between frames.
-        text_share: attention mass on text.
+        map: [F][F], the share of a frame's attention that goes to a frame.
+        text_share: the share that goes to text.
     """
 
-    error: float = math.nan
     map: Sequence[Sequence[float]] = ()
     text_share: float = math.nan
 
@@ -40,6 +38,9 @@ class Speed:
     measured: float = math.nan
 
 
+NOT_MEASURED = Speed()
+
+
 def tiles_data(
     grid: FrameGrid,
     sites: Sequence[Site],
@@ -47,21 +48,33 @@ def tiles_data(
     *,
     budget: float = math.nan,
     joint_error: float = math.nan,
-    figures: Sequence[SiteFigures] = (),
-    speed: Speed = Speed(),  # noqa: B008
+    errors: Sequence[float] = (),
+    maps: Sequence[AttentionMap] = (),
+    speed: Speed = NOT_MEASURED,
 ) -> dict[str, Any]:
-    """`record.details["tiles"]`: one entry per layer, and the figures of all together."""
+    """`record.details["tiles"]`: one entry per layer, and the figures of all together.
+
+    Args:
+        grid: the frames.
+        sites: the layers, in order.
+        counts: reference frames of each.
+        budget: relative squared error of the prediction that was allowed.
+        joint_error: that was found with all layers together.
+        errors: that was found with each layer alone.
+        maps: of each layer.
+        speed: of a denoiser call.
+    """
     layers = []
     for place, (site, count) in enumerate(zip(sites, counts, strict=True)):
-        own = figures[place] if figures else SiteFigures()
+        seen = maps[place] if maps else AttentionMap()
         layers.append(
             {
                 "site": site.name,
                 "references": list(spread_references(grid.frames, count)),
                 "density": tile_density(grid.frames, count),
-                "error": _number(own.error),
-                "map": [list(row) for row in own.map] or None,
-                "text_share": _number(own.text_share),
+                "error": _number(errors[place]) if errors else None,
+                "map": [list(row) for row in seen.map] or None,
+                "text_share": _number(seen.text_share),
             }
         )
     return {

@@ -1,6 +1,6 @@
 """`optimize::tile_attention` in place of an attention site, as nodes of a graph or run at once.
 
-    attended = sdpa(query, key, value)      ───▶      attended = tile_attention(query, key, value, …)
+    attended = sdpa(query, key, value)     ───▶     attended = tile_attention(query, key, value, …)
 
 Where the tokens of a frame do not stand side by side, rows are put in order before and back after.
 """
@@ -38,12 +38,12 @@ def tiled(
         device: of the rows.
     """
 
-    def attend(
-        query: Any, key: Any, value: Any, mask: Any = None, *_: Any, **others: Any
-    ) -> Any:
+    def attend(query: Any, key: Any, value: Any, mask: Any = None, *_: Any, **others: Any) -> Any:
         mask = others.get("attn_mask") if mask is None else mask
         rows = [query, key, value]
-        if not grid.frame_major:
+        # Where all rows see all rows, their order does not matter; another would round otherwise.
+        ordered = grid.frame_major or len(references) == grid.frames
+        if not ordered:
             there, back = _orders(call, site, grid, device)
             rows = [call(aten.index_select.default, item, 2, there) for item in rows]
             if mask is not None:
@@ -59,15 +59,18 @@ def tiled(
             mask,
             site.scale,
         )
-        if grid.frame_major:
+        if ordered:
             return result
-        return call(aten.index_select.default, result, 2, back)
+        # Selected as [B, S, N, D], which is the memory that what follows was traced with.
+        rows_first = call(aten.transpose.int, result, 1, 2)
+        rows_back = call(aten.index_select.default, rows_first, 1, back)
+        return call(aten.transpose.int, rows_back, 1, 2)
 
     return attend
 
 
 def _orders(call: Call, site: Site, grid: FrameGrid, device: torch.device) -> tuple[Any, Any]:
-    """Row numbers, [S] int64, that put the tokens frame after frame, and those that put them back."""
+    """Row numbers, [S] int64, that put tokens frame after frame, and those that put them back."""
     found = (grid.outer, grid.frames, grid.inner)
     return (
         _order(call, site, found, device),

@@ -1,6 +1,6 @@
 """Chooses the reference frames of each layer so that the prediction stays within an error budget.
 
-Each layer is tried alone with each candidate, all others dense; errors are of the denoiser's output.
+Each layer is tried alone with each candidate, all others dense; errors are of the prediction.
 What a layer saves against the error it costs gives an order in which layers are made sparser, as
 for a knapsack whose errors add. Errors only add while they are small, so each choice of that order
 is measured with all its layers together, and the search ends before the first that is over the
@@ -77,7 +77,7 @@ def search(
     found, error = dense, 0.0
     for choice in choices(alone, grid.frames):
         instead = {
-            site.node: _tiled(site, grid, count)
+            site.node: stand_in(site, grid, count)
             for site, count in zip(sites, choice, strict=True)
             if count < grid.frames
         }
@@ -86,6 +86,12 @@ def search(
             break
         found, error = choice, joint
     return Search(found, error, alone)
+
+
+def stand_in(site: Site, grid: FrameGrid, count: int) -> Compute:
+    """Computes a site with some number of reference frames, spread evenly."""
+    references = spread_references(grid.frames, count)
+    return tiled(apply, site, grid, references, site.node.meta["val"].device)
 
 
 def choices(alone: Sequence[Mapping[int, float]], frames: int) -> list[Choice]:
@@ -149,14 +155,9 @@ def _errors_alone(
         for site, errors in zip(sites, found, strict=True):
             run.advance(site.node)
             for count in candidates:
-                instead = {site.node: _tiled(site, grid, count)}
+                instead = {site.node: stand_in(site, grid, count)}
                 errors[count].append(_error(run.output(PREDICTION, instead), reference))
     return tuple({count: _mean(each) for count, each in errors.items()} for errors in found)
-
-
-def _tiled(site: Site, grid: FrameGrid, count: int) -> Compute:
-    references = spread_references(grid.frames, count)
-    return tiled(apply, site, grid, references, site.node.meta["val"].device)
 
 
 def _error(prediction: torch.Tensor, dense: torch.Tensor) -> float:

@@ -1,6 +1,7 @@
 """What a denoiser is given along a run: real latents at real noise levels, to try changes on."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -35,10 +36,8 @@ def denoiser_inputs(program: Program, request: Request, moments: int) -> list[In
     run = program.prepared(fields, request["seed"])
     listener = _Listener(program.graphs, program.weights, wanted)
     run.engine = listener
-    try:
+    with suppress(_HeardAll):
         run.execute()
-    except _HeardAll:
-        pass
     return listener.heard
 
 

@@ -16,14 +16,15 @@ A recipe has no logic. Everything wrong with it is listed at once.
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 
 from optimize.ir.errors import RecipeError
+from optimize.ir.record import Record
 from optimize.passes.calibration import Calibration
 from optimize.passes.catalog import passes_by_name
 from optimize.passes.pass_base import Pass
@@ -123,6 +124,33 @@ class Recipe:
         if self.calibration != Calibration():
             data["calibration"] = dataclasses.asdict(self.calibration)
         return data
+
+    def locked(self, history: Sequence[Record]) -> "Recipe":
+        """This recipe with the options that its passes found by trying, so none searches again.
+
+        Args:
+            history: of a program after this recipe; its last records are those of the passes.
+        Raises:
+            RecipeError: the history is not this recipe's.
+        """
+        records = history[len(history) - len(self.passes) :]
+        found, expected = ([item.name for item in items] for items in (records, self._items))
+        if found != expected:
+            raise RecipeError(
+                f"recipe {self.name}: found a program after {', '.join(found) or 'no pass'}, "
+                f"expected one after {', '.join(expected)}; lock the recipe that made it"
+            )
+        entries = tuple(
+            entry
+            if record.declined is not None
+            else replace(entry, item=type(entry.item)(**record.options))
+            for entry, record in zip(self.passes, records, strict=True)
+        )
+        return replace(self, passes=entries, name=f"{self.name}.lock")
+
+    @property
+    def _items(self) -> list[Pass]:
+        return [entry.item for entry in self.passes]
 
     def to_yaml(self) -> str:
         """The recipe as YAML that `Recipe.load` reads back."""

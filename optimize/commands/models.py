@@ -14,7 +14,14 @@ from optimize.ir.errors import InputModelError, RecipeError
 from optimize.ir.torus_flow import TorusFlowLoop
 from optimize.measure.quality import Interval
 
-ZOO = ("digits-dit", "digits-dit-epsilon", "digits-dit-v", "digits-restore", "torus-crystals")
+ZOO = (
+    "digits-dit",
+    "digits-dit-epsilon",
+    "digits-dit-v",
+    "digits-restore",
+    "moving-digits",
+    "torus-crystals",
+)
 KNOWN_ZOO = ", ".join(f"zoo:{name}" for name in ZOO)
 HELP = (
     f"{KNOWN_ZOO}, a diffusers pipeline (folder or hub id), or path/to/file.py:function, where "

@@ -19,6 +19,9 @@ from optimize.recipes.zoo.digits_heads import load_digits_head
 from optimize.recipes.zoo.digits_judge import DigitsJudge
 from optimize.recipes.zoo.digits_restore import SCHEDULE, load_digits_restore
 from optimize.recipes.zoo.digits_sampling import balanced_labels
+from optimize.recipes.zoo.moving_digits import load_moving_digits
+from optimize.recipes.zoo.moving_digits_data import FRAME_SIZE, FRAMES
+from optimize.recipes.zoo.moving_digits_judge import MovingDigitsJudge
 from optimize.recipes.zoo.torus_crystals import (
     FLOW_STEPS,
     LARGEST_CONCENTRATION,
@@ -90,6 +93,34 @@ class BalancedDigits:
         return self.judge.frechet_interval(torch.from_numpy(samples))
 
 
+def load_clips(name: str) -> LoadedModel:
+    """The moving-digits DiT with fifty Euler steps, its baseline."""
+    inputs = {
+        "hidden_states": torch.zeros(EXAMPLE_BATCH, 1, FRAMES, FRAME_SIZE, FRAME_SIZE),
+        "timestep": torch.zeros(EXAMPLE_BATCH),
+        "class_labels": torch.arange(EXAMPLE_BATCH),
+    }
+    loop = DenoiseLoop(steps=BASELINE_STEPS)
+    return LoadedModel(name, load_moving_digits(), inputs, loop, BalancedClips())
+
+
+class BalancedClips:
+    """As many clips of each digit, against clips of the train split."""
+
+    @cached_property
+    def judge(self) -> MovingDigitsJudge:
+        """Fitted when first asked."""
+        return MovingDigitsJudge.fit(load_digits_data())
+
+    def fields(self, first: int, count: int) -> Mapping[str, Any]:
+        """Labels 0, 1, ..., 9, 0, ... from a place in that list on."""
+        return {"class_labels": balanced_labels(first + count)[first:].numpy()}
+
+    def frechet(self, samples: Any) -> Interval:
+        """Of clips [B, 1, 8, 16, 16], an array."""
+        return self.judge.frechet(torch.from_numpy(samples))
+
+
 def load_crystal_flow(name: str) -> LoadedModel:
     """The crystal flow with the ten steps of its training; a request is elements and lattices."""
     crystals = load_crystals().held_out.rows(slice(0, EXAMPLE_BATCH))
@@ -109,6 +140,7 @@ LOADERS: Mapping[str, Callable[[str], LoadedModel]] = {
     "digits-dit-epsilon": partial(load_digits_with, "epsilon"),
     "digits-dit-v": partial(load_digits_with, "v"),
     "digits-restore": load_restorer,
+    "moving-digits": load_clips,
     "torus-crystals": load_crystal_flow,
 }
 """Name after "zoo:" → what loads it, given the whole MODEL argument."""

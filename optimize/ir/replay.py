@@ -47,6 +47,12 @@ class Replay:
         """The value of an input of the node that the run was halted before."""
         return self._values[node]
 
+    def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments, by position and by name, of the node that the run was halted before."""
+        arguments: tuple[tuple[Any, ...], dict[str, Any]]
+        arguments = fx.map_arg((node.args, node.kwargs), self._values.__getitem__)
+        return arguments
+
     def output(self, name: str, instead: Mapping[fx.Node, Compute] | None = None) -> torch.Tensor:
         """What the rest of the graph returns from here; the run itself stays where it is.
 
