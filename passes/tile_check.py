@@ -1,7 +1,7 @@
 """Checks tiled attention on real inputs against attention with the mask written out."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any
 
 import torch
 from torch import fx
@@ -31,11 +31,10 @@ def sampled_rows_error(program: Program, inputs: Mapping[str, torch.Tensor]) -> 
     node = tile_nodes(graph)[0]
     run = Replay(graph, program.weights, inputs)
     run.advance(node)
-    query, key, value, frames, tokens, references, prefix, suffix, mask, scale = (
-        run.value(item) if isinstance(item, fx.Node) else item for item in node.args
-    )
+    arguments: Any = run.arguments(node)[0]
+    query, key, value, frames, tokens, references, prefix, suffix, mask, scale = arguments
     pattern = TilePattern(frames, tokens, tuple(references), prefix, suffix)
-    found = TILES(query, key, value, frames, tokens, references, prefix, suffix, mask, scale)
+    found = TILES(*arguments)
     rows = torch.linspace(0, pattern.length - 1, min(ROWS, pattern.length)).long()
     rows = rows.to(query.device)
     bias = _bias(pattern, rows, query)
@@ -46,9 +45,7 @@ def sampled_rows_error(program: Program, inputs: Mapping[str, torch.Tensor]) -> 
     )
     largest = float(expected.abs().max()) or 1.0
     error = float((found[:, :, rows] - expected).abs().max()) / largest
-    return [
-        OracleResult("tiles_equal_masked_attention", error, BOUNDS[cast(torch.dtype, query.dtype)])
-    ]
+    return [OracleResult("tiles_equal_masked_attention", error, BOUNDS[query.dtype])]
 
 
 def _bias(pattern: TilePattern, rows: torch.Tensor, query: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,9 @@ def sample_clips(
     """
     sigmas = sigma_schedule(steps)
     finished = []
-    for latent, labels in zip(noise.split(BATCH), class_labels.split(BATCH), strict=True):
+    for latent, labels in zip(
+        torch.split(noise, BATCH), torch.split(class_labels, BATCH), strict=True
+    ):
         for step in range(steps):
             timestep = (sigmas[step] * TIMESTEPS_PER_SIGMA).expand(len(latent))
             latent = latent + (sigmas[step + 1] - sigmas[step]) * model(latent, timestep, labels)

@@ -218,7 +218,7 @@ def test_a_batch_of_another_size_runs():
     latent = torch.randn(3, 4, FRAMES, HEIGHT, WIDTH, dtype=torch.float64)
     whole = after(latent=latent)["latent"]
     single = torch.cat([after(latent=latent[row : row + 1])["latent"] for row in range(3)])
-    assert torch.allclose(whole, single, rtol=0, atol=1e-12)
+    assert (whole - single).abs().max() < 1e-12 * whole.abs().max()
 
 
 def test_fitted_options_stand_in_the_record_and_need_no_second_search(monkeypatch):

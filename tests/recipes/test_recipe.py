@@ -237,3 +237,37 @@ def test_named_recipes_say_what_was_measured(name: str) -> None:
 @pytest.mark.parametrize("name", names())
 def test_named_recipes_load(name: str) -> None:
     assert Recipe.load(name).name == name
+
+
+def test_a_lock_has_what_the_passes_found_and_is_a_recipe_itself(tmp_path):
+    from optimize.api import apply_recipe
+    from tests.passes.tiny_video import tiny_video
+
+    recipe = Recipe.load(
+        {"passes": [{"tile_attention": {"budget": 0.1}}, {"fuse_solver": {"steps": 2}}]}
+    )
+    program = apply_recipe(tiny_video(), recipe)
+    locked = recipe.locked(program.history)
+    path = tmp_path / "video.lock.yaml"
+    path.write_text(locked.to_yaml())
+    again = Recipe.load(path)
+    assert again.passes == locked.passes
+    references = again.passes[0].item.references
+    assert isinstance(references, tuple) and len(references) == 3
+    assert apply_recipe(tiny_video(), again).history[0].sites == program.history[0].sites
+
+
+def test_a_lock_of_another_program_is_refused():
+    from tests.passes.tiny_video import tiny_video
+
+    recipe = Recipe.load({"passes": ["tile_attention", "fuse_solver"]})
+    with pytest.raises(RecipeError, match="expected one after tile_attention, fuse_solver"):
+        recipe.locked(tiny_video().history)
+
+
+def test_an_optional_pass_that_declined_stays_as_it_was_in_the_lock():
+    from optimize.api import apply_recipe
+    from tests.passes.tiny_video import tiny_video
+
+    recipe = Recipe.load({"passes": [{"tile_attention": {"budget": 0.0, "optional": True}}]})
+    assert recipe.locked(apply_recipe(tiny_video(), recipe).history).passes == recipe.passes
