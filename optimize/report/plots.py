@@ -1,8 +1,8 @@
 """Plots for reports, as files whose bytes depend on nothing but the data."""
 
 import io
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -30,7 +30,12 @@ STROKES = {1: ":", 2: "-", 3: "--"}
 MIXED_STROKE = "-."
 
 HEAT = "Blues"
-LEFT_OUT = {"hatch": "//////", "edgecolor": "#D55E00", "facecolor": "none", "linewidth": 0}
+LEFT_OUT: Mapping[str, Any] = {
+    "hatch": "//////",
+    "edgecolor": "#D55E00",
+    "facecolor": "none",
+    "linewidth": 0,
+}
 """Strokes of a colour told from every blue, by the colour-blind too."""
 
 NAME_LENGTH = 26
@@ -113,8 +118,14 @@ def frame_tile_maps(tiles: FrameTiles, kind: Literal["svg", "png"]) -> bytes:
     All maps have one scale of colours, with the square root of the share, so that the weak tiles
     off the diagonal can be told apart. A layer without a map shows its hatching only.
     """
-    style = {"svg.hashsalt": "optimize", "svg.fonttype": "none", "text.parse_math": False}
-    with matplotlib.rc_context({**style, "hatch.linewidth": 0.6}):
+    with matplotlib.rc_context(
+        {
+            "svg.hashsalt": "optimize",
+            "svg.fonttype": "none",
+            "text.parse_math": False,
+            "hatch.linewidth": 0.6,
+        }
+    ):
         return _file(frame_tile_figure(tiles), kind)
 
 
