@@ -89,6 +89,13 @@ class TilePattern:
         return tuple(ranges)
 
     @property
+    def other_ranges(self) -> tuple[Range, ...]:
+        """The rows of the frames that are no reference, ascending, neighbours joined."""
+        edges = [row for piece in self.global_ranges for row in piece]
+        pairs = zip([0, *edges[1::2]], [*edges[::2], self.length], strict=True)
+        return tuple((start, stop) for start, stop in pairs if start < stop)
+
+    @property
     def global_length(self) -> int:
         """How many rows are global."""
         return self.prefix + len(self.references) * self.tokens_per_frame + self.suffix
