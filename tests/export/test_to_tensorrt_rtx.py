@@ -161,10 +161,14 @@ def test_names_the_node_that_the_parser_refuses(two_nodes):
         build_engine(two_nodes)
 
 
-def test_says_that_a_file_is_no_graph_or_is_missing(tmp_path):
+def test_says_that_a_file_its_weights_or_a_graph_is_missing(tmp_path):
     (tmp_path / "graph.onnx").write_bytes(b"nonsense")
-    with pytest.raises(UnsupportedOpError, match="refuses the file: MODEL_DESERIALIZE_FAILED"):
+    with pytest.raises(InputModelError, match="cannot read the file .*Failed to parse"):
         build_engine(tmp_path / "graph.onnx")
+    path = exported(small_wan(torch.float16), tmp_path)
+    (path.parent / "weights.safetensors").unlink()
+    with pytest.raises(InputModelError, match="Failed to import initializer.*export the bundle"):
+        build_engine(path)
     with pytest.raises(ResourceError, match="nothing.onnx: found no such file"):
         build_engine(tmp_path / "nothing.onnx")
 
