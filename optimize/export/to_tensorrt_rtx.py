@@ -89,7 +89,8 @@ def build_engine(
     Raises:
         ResourceError: there is no such file.
         UnsupportedOpError: the parser refuses a node; names node and op.
-        InputModelError: the network cannot be built; says why in TensorRT's words.
+        InputModelError: the file or its weights cannot be read, or the network cannot be built;
+            says why in TensorRT's words.
         ValueError: a capability is unknown, or sizes are missing or not in order.
     Source: TensorRT-RTX 1.7 Python API, `IBuilderConfig.set_compute_capability`.
     """
@@ -136,17 +137,22 @@ _LOG = _Log()
 """One for all: TensorRT keeps the first logger it meets as long as the process lives."""
 
 
-def _refusal(path: str | os.PathLike[str], parser: Any) -> UnsupportedOpError:
-    reasons = [_reason(parser.get_error(index)) for index in range(parser.num_errors)]
-    return UnsupportedOpError(
-        f"{path}: TensorRT-RTX's parser refuses {' / '.join(reasons)}; "
-        "lower the op to a form it takes"
+def _refusal(path: str | os.PathLike[str], parser: Any) -> InputModelError:
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    nodes = [
+        f"node {error.node_name()!r} ({error.node_operator()}): {error.code().name}, {error.desc()}"
+        for error in errors
+        if error.node_operator()
+    ]
+    if nodes:
+        return UnsupportedOpError(
+            f"{path}: TensorRT-RTX's parser refuses {' / '.join(nodes)}; "
+            "lower the op to a form it takes"
+        )
+    return InputModelError(
+        f"{path}: TensorRT-RTX cannot read the file or the weights it names: "
+        f"{' / '.join(error.desc() for error in errors)}; export the bundle again"
     )
-
-
-def _reason(error: Any) -> str:
-    where = f"node {error.node_name()!r} ({error.node_operator()})"
-    return f"{where if error.node_operator() else 'the file'}: {error.code().name}, {error.desc()}"
 
 
 def _let_attention_decompose(layers: Sequence[Any]) -> None:

@@ -56,13 +56,13 @@ def frame_attention(
         for head in range(heads):
             keys = key[sample, head].float().T
             queries = query[sample, head, prefix : prefix + video].float() * scale
-            for frame, rows in enumerate(queries.split(tokens_per_frame)):
-                for block in rows.split(max(1, SCORES_AT_ONCE // length)):
+            for frame, rows in enumerate(queries.reshape(frames, tokens_per_frame, width)):
+                for block in torch.split(rows, max(1, SCORES_AT_ONCE // length)):
                     scores = torch.addmm(bias[sample, head], block, keys)
                     received[frame] += scores.softmax(-1).sum(0, dtype=torch.float64)
     shares = received.cpu() / (batch * heads * tokens_per_frame)
-    before, inside, after = shares.split([prefix, video, suffix], dim=1)
-    tiles = inside.unflatten(1, (frames, tokens_per_frame)).sum(2)
+    before, inside, after = torch.split(shares, [prefix, video, suffix], dim=1)
+    tiles = inside.reshape(frames, frames, tokens_per_frame).sum(2)
     return tiles.float(), float(before.sum() + after.sum()) / frames
 
 

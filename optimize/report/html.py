@@ -11,8 +11,9 @@ from jinja2 import Environment, StrictUndefined
 
 from optimize.ir.record import Record
 from optimize.ir.report import Report, amount, plain, row_cells, seconds_text
+from optimize.report.frame_tiles import HEAD, frame_tiles
 from optimize.report.images import Picture, data_uri, png, token_map
-from optimize.report.plots import calls_versus_quality
+from optimize.report.plots import calls_versus_quality, frame_tile_maps
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ def render_html(report: Report, samples: Sequence[Samples] = (), title: str = "R
     """The page of a report.
 
     Args:
-        report: its passes may carry `details["active"]`, [step][h][w] booleans.
+        report: its passes may carry `details["active"]`, [step][h][w] booleans, and
+            `tile_attention` `details["tiles"]`.
         samples: pictures to show, such as before and after.
         title: heading of the page.
     """
@@ -45,6 +47,7 @@ def render_html(report: Report, samples: Sequence[Samples] = (), title: str = "R
         rows=[{"role": row.role, "cells": row_cells(row, metrics)} for row in report.rows],
         curve=_curve(report),
         maps=[item for record in report.passes if (item := _maps(record)) is not None],
+        tiles=_tiles(report),
         options={record.name: plain(record.options) for record in report.passes},
     )
 
@@ -92,3 +95,16 @@ def _maps(record: Record) -> dict[str, Any] | None:
         caption = f"step {index + 1}: {share:.0%}"
         steps.append({"caption": caption, "uri": data_uri(png(picture, scale))})
     return {"name": record.name, "steps": steps}
+
+
+def _tiles(report: Report) -> dict[str, Any] | None:
+    tiles = frame_tiles(report)
+    if tiles is None:
+        return None
+    picture = data_uri(frame_tile_maps(tiles, "svg"), "image/svg+xml")
+    return {
+        "uri": picture,
+        "head": HEAD,
+        "rows": tiles.rows(named=True),
+        "summary": tiles.summary(),
+    }

@@ -1,15 +1,22 @@
 """Plots for reports, as files whose bytes depend on nothing but the data."""
 
 import io
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, PathPatch
+from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, NullFormatter
+from numpy.typing import NDArray
 
 from optimize.ir.report import Curve, Row
 from optimize.measure.solver_comparison import METRIC_NAMES, SolverComparison, SolverLine
+from optimize.report.frame_tiles import FrameTiles, LayerTiles
 
 MARKS = {"baseline": "s", "ours": "*", "control": "x", "part": "."}
 
@@ -21,6 +28,18 @@ COLOURS = (
 SOLVER_MARKS = "osD^vPX*"
 STROKES = {1: ":", 2: "-", 3: "--"}
 MIXED_STROKE = "-."
+
+HEAT = "Blues"
+LEFT_OUT: Mapping[str, Any] = {
+    "hatch": "//////",
+    "edgecolor": "#D55E00",
+    "facecolor": "none",
+    "linewidth": 0,
+}
+"""Strokes of a colour told from every blue, by the colour-blind too."""
+
+NAME_LENGTH = 26
+"""Characters of a layer's name that fit above its map."""
 
 
 def calls_versus_quality(curves: Sequence[Curve], rows: Sequence[Row], metric: str) -> bytes:
@@ -91,6 +110,86 @@ def solver_curves(comparison: SolverComparison, kind: Literal["svg", "png"]) -> 
         axes.grid(alpha=0.3)
         figure.legend(loc="outside right upper", fontsize="small", frameon=False)
         return _file(figure, kind)
+
+
+def frame_tile_maps(tiles: FrameTiles, kind: Literal["svg", "png"]) -> bytes:
+    """The attention between frames, a map per layer, the tiles that are left out hatched.
+
+    All maps have one scale of colours, with the square root of the share, so that the weak tiles
+    off the diagonal can be told apart. A layer without a map shows its hatching only.
+    """
+    with matplotlib.rc_context(
+        {
+            "svg.hashsalt": "optimize",
+            "svg.fonttype": "none",
+            "text.parse_math": False,
+            "hatch.linewidth": 0.6,
+        }
+    ):
+        return _file(frame_tile_figure(tiles), kind)
+
+
+def frame_tile_figure(tiles: FrameTiles) -> Figure:
+    """The figure of `frame_tile_maps`, not drawn yet."""
+    count = len(tiles.layers)
+    columns = count if count < 4 else 4 if count <= 8 else 6
+    rows = -(-count // columns)
+    size = min(2.2, 9.6 / columns)
+    figure = Figure(figsize=(size * columns + 1.4, (size + 0.3) * rows + 0.7), layout="constrained")
+    shares = [share for layer in tiles.layers for row in layer.map or () for share in row]
+    norm = PowerNorm(0.5, vmin=0, vmax=max(shares, default=1.0))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for index, axes in enumerate(grid.flat):
+        if index >= count:
+            axes.axis("off")
+            continue
+        _tile_map(axes, tiles, tiles.layers[index], norm)
+        axes.tick_params(labelleft=index % columns == 0, labelbottom=index + columns >= count)
+    if shares:
+        drawn = matplotlib.cm.ScalarMappable(norm, HEAT)
+        bar = figure.colorbar(drawn, ax=grid, shrink=min(1, 1.6 / rows + 0.2), aspect=25)
+        bar.set_label("share of a frame's attention", fontsize="small")
+        bar.ax.tick_params(labelsize="small")
+    figure.supxlabel("frame that is attended to", fontsize="small")
+    figure.supylabel("frame that attends", fontsize="small")
+    mark = Patch(label="left out", **LEFT_OUT)
+    figure.legend(handles=[mark], loc="outside upper left", fontsize="small", frameon=False)
+    return figure
+
+
+def _tile_map(axes: Axes, tiles: FrameTiles, layer: LayerTiles, norm: PowerNorm) -> None:
+    frames = tiles.frames
+    if layer.map is not None:
+        axes.imshow(np.asarray(layer.map), cmap=HEAT, norm=norm, interpolation="nearest")
+    axes.add_patch(PathPatch(_rectangles(tiles.left_out(layer)), **LEFT_OUT))
+    axes.set_xlim(-0.5, frames - 0.5)
+    axes.set_ylim(frames - 0.5, -0.5)
+    axes.set_aspect("equal")
+    ticks = range(0, frames, max(1, frames // 4))
+    axes.set_xticks(ticks)
+    axes.set_yticks(ticks)
+    axes.tick_params(labelsize="x-small", length=2)
+    count = len(layer.references)
+    references = f"{count} reference{'s' if count > 1 else ''}" if count < frames else "dense"
+    error = "" if layer.error is None else f", error {layer.error:.2g}"
+    axes.set_title(f"{_short(layer.site)}\n{references}{error}", fontsize="x-small", pad=3)
+
+
+def _rectangles(chosen: NDArray[np.bool_]) -> Path:
+    """The chosen tiles of [F, F]: for each row of tiles, rectangles over neighbours."""
+    rectangles = [Path(np.empty((0, 2)))]
+    for row, tiles in enumerate(chosen):
+        # Where a run of chosen tiles starts, and where the first tile after it stands.
+        edges = np.flatnonzero(np.diff(tiles, prepend=False, append=False)) - 0.5
+        for left, right in edges.reshape(-1, 2):
+            corners = [(left, row - 0.5), (right, row - 0.5), (right, row + 0.5), (left, row + 0.5)]
+            rectangles.append(Path([*corners, corners[0]], closed=True))
+    return Path.make_compound_path(*rectangles)
+
+
+def _short(name: str) -> str:
+    """The name, or its end, which tells layers apart."""
+    return name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :]
 
 
 def _points(line: SolverLine) -> list[tuple[int, float]]:

@@ -14,6 +14,7 @@ from optimize.measure.solver_comparison import (
     SolverComparison,
     metric_text,
 )
+from optimize.report.frame_tiles import HEAD, FrameTiles, frame_tiles
 
 HEADER_WIDTH = 12
 STYLES = {"baseline": "", "ours": "bold green", "control": "yellow", "part": "dim"}
@@ -25,6 +26,11 @@ def print_report(report: Report, console: Console) -> None:
     for record in report.passes:
         if record.declined is not None:
             console.print(Text(f"{record.name} declined: {record.declined}", "yellow"))
+    tiles = frame_tiles(report)
+    if tiles is not None:
+        console.print(tiles_table(tiles))
+        for sentence in tiles.summary():
+            console.print(Text(sentence))
     if report.rows:
         console.print(rows_table(report))
     if report.speedup is not None:
@@ -64,6 +70,17 @@ def rows_table(report: Report) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(*map(Text, row_cells(row, metrics)), style=STYLES[row.role])
+    return table
+
+
+def tiles_table(tiles: FrameTiles) -> Table:
+    """One line per layer whose attention runs in frame tiles."""
+    table = Table(title="Frame tiles", title_justify="left", title_style="bold", box=SIMPLE)
+    for name in HEAD:
+        # A name that is too long is broken: layers differ at its end.
+        table.add_column(name, justify="left" if name == HEAD[0] else "right", overflow="fold")
+    for row in tiles.rows(named=False):
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -18,11 +18,6 @@ PATCH = (1, 2, 2)
 """Frames, rows and columns of the latent that make one token."""
 
 
-def tokens_per_frame(height: int, width: int) -> int:
-    """The tokens of one frame of a latent of this size."""
-    return (height // PATCH[1]) * (width // PATCH[2])
-
-
 def wan_shaped(
     frames: int = 8,
     height: int = 64,
