@@ -126,7 +126,9 @@ class Recipe:
         return data
 
     def locked(self, history: Sequence[Record]) -> "Recipe":
-        """This recipe with the options that its passes found by trying, so none searches again.
+        """What was done: the passes that applied, with the options that they found by trying.
+
+        A run of it searches for nothing and leaves out what this run left out.
 
         Args:
             history: of a program after this recipe; its last records are those of the passes.
@@ -141,10 +143,9 @@ class Recipe:
                 f"expected one after {', '.join(expected)}; lock the recipe that made it"
             )
         entries = tuple(
-            entry
-            if record.declined is not None
-            else replace(entry, item=type(entry.item)(**record.options))
+            replace(entry, item=type(entry.item)(**record.options))
             for entry, record in zip(self.passes, records, strict=True)
+            if record.declined is None
         )
         return replace(self, passes=entries, name=f"{self.name}.lock")
 

@@ -62,10 +62,27 @@ class Axes:
         self._composites: dict[tuple[int, ...], Axis] = {}
         self._products: dict[tuple[int, ...], Axis] = {}
         self._of: dict[fx.Node, NodeAxes] = {}
+        constant = {node for node in graph.graph.nodes if node.name in graph.weights}
         for node in graph.graph.nodes:
             if node.op == "output":
                 continue
-            self._of[node] = self._infer(node, rules)
+            if node.op == "call_function" and constant.issuperset(node.all_input_nodes):
+                constant.add(node)
+                self._of[node] = self._fresh(node.meta.get("val"))
+            else:
+                self._of[node] = self._infer(node, rules)
+
+    def _fresh(self, value: Any) -> NodeAxes:
+        """Axes of what is computed from weights alone, in common with nothing until it is used.
+
+        A table of positions serves several axes: its first four rows may be four frames in one
+        place and four rows of pixels in another.
+        """
+        if isinstance(value, torch.Tensor):
+            return self.fresh_like(value)
+        if isinstance(value, (tuple, list)):
+            return [self.fresh_like(item) for item in value]
+        return None
 
     def _infer(self, node: fx.Node, rules: dict[str, Rule]) -> NodeAxes:
         value = node.meta.get("val")

@@ -3,7 +3,6 @@
 import importlib
 import math
 import sys
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -23,12 +22,11 @@ from optimize.export.bundle import export_bundle
 from optimize.export.to_tensorrt_rtx import Engine, build_engine
 from optimize.ir.errors import InputModelError, UnsupportedOpError
 from optimize.ir.program import Program
-from optimize.kernels.tile_attention.pattern import TilePattern
+from optimize.passes.pipeline import run_passes
+from optimize.passes.tile_attention import TileAttention
+from optimize.recipes.zoo.families import example
 from optimize.recipes.zoo.wan_shaped import wan_shaped
 from optimize.runtime.errors import ResourceError
-
-SDPA = torch.ops.aten.scaled_dot_product_attention.default
-TILES = torch.ops.optimize.tile_attention.default
 
 
 def exported(program: Program, folder: Path) -> Path:
@@ -78,25 +76,8 @@ def test_trained_denoiser_and_its_solver_become_engines(tmp_path):
     assert solver.sizes == {"batch": (1, 1, 1)}
 
 
-def with_tiles(program: Program, pattern: TilePattern) -> Program:
-    """The program with attention over as many rows as the pattern has replaced by tiles."""
-    graph = program.graphs["denoiser"].copied()
-    numbers = (pattern.frames, pattern.tokens_per_frame, list(pattern.references))
-    text = (pattern.prefix, pattern.suffix)
-    for node in graph.graph.find_nodes(op="call_function", target=SDPA):
-        query, key, value, *mask = node.args
-        if {item.meta["val"].shape[2] for item in (query, key)} == {pattern.length}:
-            with graph.graph.inserting_before(node):
-                new = graph.graph.call_function(
-                    TILES,
-                    (query, key, value, *numbers, *text, *(mask or [None])),
-                    {"scale": node.kwargs.get("scale")},
-                )
-            new.meta = dict(node.meta)
-            node.replace_all_uses_with(new)
-            graph.graph.erase_node(node)
-    graph.module.recompile()
-    return replace(program, graphs={**program.graphs, "denoiser": graph})
+def with_tiles(program: Program, references: int) -> Program:
+    return run_passes(program, [TileAttention(references=references)], verify=False)
 
 
 def attention_nodes(path: Path) -> int:
@@ -104,20 +85,38 @@ def attention_nodes(path: Path) -> int:
     return sum(node.op_type == "Attention" for node in model.graph.node)
 
 
-# The tiny videos have two frames, at which every pattern is dense, so halves of frames are tiled.
+# Five frames of 24 tokens; text beside them.
 TILED = [
-    pytest.param("wan", TilePattern(4, 12, (0,)), 2 * 2 + 2),
-    pytest.param("cogvideox", TilePattern(4, 12, (0, 2), prefix=7), 2 * 2),
-    pytest.param("hunyuanvideo", TilePattern(4, 12, (1,), suffix=7), 3 * 2 + 1, marks=SLOW),
+    pytest.param("wan", 120, 2 * 2 + 2),
+    pytest.param("cogvideox", 127, 2 * 2),
+    pytest.param("hunyuanvideo", 127, 3 * 2 + 1, marks=SLOW),
 ]
 
 
-@pytest.mark.parametrize(("name", "pattern", "nodes"), TILED)
-def test_tile_attention_becomes_attention_layers(name, pattern, nodes, captured, tmp_path):
-    _, program = captured(name, torch.float32)
-    path = exported(with_tiles(program, pattern), tmp_path)
+@pytest.mark.parametrize(("name", "tokens", "nodes"), TILED)
+def test_tile_attention_becomes_attention_layers(name, tokens, nodes, tmp_path):
+    made = example(name, frames=5)
+    program = capture(made.module, made.inputs, loop=made.loop(4))
+    path = exported(with_tiles(program, 2), tmp_path)
     assert attention_nodes(path) == nodes
-    check_engine(build_engine(path), path, pattern.length)
+    check_engine(build_engine(path), path, tokens)
+
+
+def test_trained_video_model_with_tiles_becomes_an_engine(tmp_path):
+    zoo = load_model("zoo:moving-digits")
+    program = capture_model(zoo.model, zoo.example_inputs, loop=zoo.loop)
+    path = exported(with_tiles(program, 2), tmp_path)
+    assert attention_nodes(path) == 4 * 2
+    check_engine(build_engine(path), path, 512)
+
+
+def test_wan_shaped_model_of_4096_tokens_with_tiles_becomes_an_engine(tmp_path):
+    made = wan_shaped(8, 32, 64, layers=1, dtype=torch.float16)
+    program = capture(made.module, made.inputs, loop=made.loop(4))
+    path = exported(with_tiles(program, 1), tmp_path)
+    engine = build_engine(path, fused_attention=True)
+    assert engine.capabilities == ("SM89", "SM120")
+    check_engine(engine, path, 4096)
 
 
 @cache
@@ -127,10 +126,9 @@ def small_wan(dtype: torch.dtype) -> Program:
     return capture(made.module, made.inputs, loop=made.loop(4))
 
 
-@pytest.mark.parametrize(("references", "nodes"), [((0, 1, 2, 3), 2), ((0,), 3), ((0, 2), 3)])
+@pytest.mark.parametrize(("references", "nodes"), [(1, 3), (2, 3)])
 def test_float16_attention_gets_fused_kernels(references, nodes, tmp_path):
-    pattern = TilePattern(4, 24, references)
-    path = exported(with_tiles(small_wan(torch.float16), pattern), tmp_path)
+    path = exported(with_tiles(small_wan(torch.float16), references), tmp_path)
     assert attention_nodes(path) == nodes
     engine = build_engine(path, fused_attention=True)
     check_engine(engine, path, 96)

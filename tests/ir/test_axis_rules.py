@@ -95,6 +95,19 @@ def test_slice_on_a_part_boundary_gives_the_part_back():
     assert axes.of(graph.output_nodes()["out"])[1] is axes.of(graph.node("y"))[1]
 
 
+def test_rows_of_one_table_that_serve_two_axes_do_not_make_them_one():
+    """A position table serves rows and columns: the same four rows of it are two axes here."""
+
+    def positions(m, x):
+        table = m.weight[:4]  # [4, 4]
+        return x + table.view(4, 1, 4) + m.weight[0:4].view(1, 4, 4)
+
+    graph = graph_of(positions, (2, 4, 4, 4))
+    axes = infer_axes(graph)
+    _, rows, columns, _ = axes.of(graph.output_nodes()["out"])
+    assert rows is not columns
+
+
 def test_ops_that_mix_rows_say_so():
     graph = graph_of(lambda m, x: x.softmax(1).cumsum(2), (2, 6, 4))
     softmax, cumsum = (n for n in graph.graph.nodes if n.op == "call_function")

@@ -62,3 +62,12 @@ def test_sites_have_the_text_around_the_tokens(captured):
         sites, refused = attention_sites(*found(program))
         assert refused == {}
         assert {(site.prefix, site.suffix) for site in sites} == {(before, after)}
+
+
+def test_frames_are_told_from_rows_of_equal_number_that_share_a_position_table():
+    from optimize.capture.from_denoiser import capture
+    from optimize.recipes.zoo.wan_shaped import wan_shaped
+
+    made = wan_shaped(4, 8, 12, layers=1)  # four frames of four rows of six tokens
+    program = capture(made.module, made.inputs, loop=made.loop(2))
+    assert frame_grid(*found(program)) == FrameGrid(4, 1, 24)
