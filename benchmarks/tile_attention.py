@@ -59,8 +59,7 @@ def parallel() -> Figures:
 
 
 PARTS: dict[str, Callable[[], Figures]] = {
-    part.__name__: part
-    for part in (sparsity_table, cubins, cpu, amdahl, moving_digits, parallel)
+    part.__name__: part for part in (sparsity_table, cubins, cpu, amdahl, moving_digits, parallel)
 }
 
 

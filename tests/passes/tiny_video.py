@@ -21,13 +21,16 @@ class TinyVideo(nn.Module):
         order: how tokens are numbered, slowest first, out of f, h and w.
         text: text tokens before the video's; 0 for none.
         attention: what is passed on to the attention.
+        padding: rows of zeros behind the tokens.
     """
 
-    def __init__(self, order="fhw", text=0, frames=FRAMES, attention=None, layers=3) -> None:
+    def __init__(
+        self, order="fhw", text=0, frames=FRAMES, attention=None, layers=3, padding=0
+    ) -> None:
         super().__init__()
         self.order, self.text = order, text
         self.attention = attention or {}
-        self.frames = frames
+        self.frames, self.padding = frames, padding
         self.words = nn.Parameter(torch.randn(1, text, CHANNELS))
         self.layers = nn.ModuleList(nn.Linear(CHANNELS, 3 * CHANNELS) for _ in range(layers))
         self.out = nn.Linear(CHANNELS, CHANNELS)
@@ -38,12 +41,14 @@ class TinyVideo(nn.Module):
         rows = moved.reshape(moved.shape[0], self.frames * HEIGHT * WIDTH, CHANNELS)
         if self.text:
             rows = torch.cat([self.words.expand(rows.shape[0], -1, -1), rows], dim=1)
+        if self.padding:
+            rows = F.pad(rows, (0, 0, 0, self.padding))
         rows = rows * (1 + 1e-3 * timestep[:, None, None])
         for layer in self.layers:
             heads = layer(rows).unflatten(2, (3, 2, CHANNELS // 2)).permute(2, 0, 3, 1, 4)
             mixed = F.scaled_dot_product_attention(*heads, **self.attention)
             rows = rows + mixed.transpose(1, 2).flatten(2)
-        rows = self.out(rows[:, self.text :])
+        rows = self.out(rows[:, self.text : rows.shape[1] - self.padding])
         sizes = {"f": self.frames, "h": HEIGHT, "w": WIDTH}
         grid = rows.reshape(rows.shape[0], *(sizes[letter] for letter in self.order), CHANNELS)
         back = [1 + self.order.index(letter) for letter in "fhw"]
