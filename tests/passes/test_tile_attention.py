@@ -117,7 +117,7 @@ def test_frames_that_are_given_divide_tokens_without_dimensions():
             TileAttention(),
             r"its mask \[36, 36\] differs from query to query",
         ),
-        ({"padding": 4}, TileAttention(), "the 40 tokens are not found again in the dimensions"),
+        ({"padding": 4}, TileAttention(), "2 token axes of sizes 36, 4"),
         ({}, TileAttention(budget=1e-9), "no layer can be made sparser within the budget"),
         ({}, TileAttention(budget=0.0), "no layer can be made sparser within the budget of 0"),
     ],
