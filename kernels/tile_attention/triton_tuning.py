@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,42 @@ def resource_table(
                 found[name] = resources_of(kernel, capability)
                 print(f"{name:22} {found[name]}", flush=True)
     return found
+
+
+CANDIDATES = tuple(
+    Blocks(queries, keys, warps, stages)
+    for queries in (64, 128)
+    for keys in (16, 32, 64, 128)
+    for warps in (4, 8)
+    for stages in (2, 3, 4)
+)
+
+
+def autotune(
+    dtypes: Iterable[torch.dtype] = (torch.bfloat16, torch.float32),
+    widths: Iterable[int] = (64, 128),
+    pattern: TilePattern = DEFAULT_PATTERN,
+    heads: int = 8,
+) -> dict[tuple[int, int, int], Blocks]:
+    """Times every candidate on this machine's GPU and prints its rows for `triton_blocks.TABLE`.
+
+    Candidates that do not fit into the GPU's shared memory or registers are passed over.
+    """
+    major, minor = torch.cuda.get_device_capability()
+    widths, rows = tuple(widths), {}
+    for dtype in dtypes:
+        for width in widths:
+            shape = (1, pattern.length, heads, width)
+            x = [torch.randn(shape, device="cuda").to(dtype).transpose(1, 2) for _ in range(3)]
+            timed = []
+            for blocks in CANDIDATES:
+                run = partial(triton_kernel.launch, *x, pattern, blocks=blocks)
+                try:
+                    timed.append((triton.testing.do_bench(run, return_mode="median"), blocks))
+                except triton.runtime.errors.OutOfResources:
+                    continue
+            milliseconds, best = min(timed, key=lambda item: item[0])
+            row = (10 * major + minor, dtype.itemsize, width)
+            rows[row] = best
+            print(f"{row}: {best},  # {milliseconds:.3f} ms")
+    return rows
