@@ -26,7 +26,10 @@ def reference(
     mask: torch.Tensor | None = None,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Attention in float32 or float64, with all S x S scores in memory."""
+    """Attention in float32 or float64, with all S x S scores in memory.
+
+    A row whose mask hides every key is zero, as in `scaled_dot_product_attention`.
+    """
     wide = torch.promote_types(query.dtype, torch.float32)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = query.to(wide) @ key.to(wide).mT * scale
@@ -35,4 +38,5 @@ def reference(
     elif mask is not None:
         scores = scores + mask
     scores = scores.masked_fill(~allowed_pairs(pattern, query.device), -math.inf)
-    return (scores.softmax(-1) @ value.to(wide)).to(query.dtype)
+    weights = scores.softmax(-1).masked_fill(scores.isneginf().all(-1, keepdim=True), 0)
+    return (weights @ value.to(wide)).to(query.dtype)

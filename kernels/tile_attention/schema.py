@@ -1,13 +1,30 @@
 """`optimize::tile_attention`: attention of a video between some frames only."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from optimize.kernels.tile_attention.cpu import per_frame
 from optimize.kernels.tile_attention.pattern import TilePattern, pattern_of
+
+Form = Literal["per_frame", "triton"]
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+TRITON_WIDTH = 128
+"""The largest head dimension for which the Triton kernel has block sizes."""
+
+
+def form_of(device_type: str, dtype: torch.dtype, head_dim: int) -> Form:
+    """Which implementation runs: the Triton kernel, or dense attention frame by frame.
+
+    Args:
+        device_type: "cpu", "cuda" …
+        dtype: of query, key and value.
+        head_dim: the larger of D and Dv.
+    """
+    fits = dtype in TRITON_DTYPES and head_dim <= TRITON_WIDTH
+    return "triton" if device_type == "cuda" and fits else "per_frame"
 
 
 @torch.library.custom_op("optimize::tile_attention", mutates_args=())
@@ -48,6 +65,12 @@ def tile_attention(
         ValueError: shapes, dtypes or the references do not fit.
     """
     pattern = _check(query, key, value, frames, tokens_per_frame, references, prefix, suffix, mask)
+    form = form_of(query.device.type, query.dtype, max(query.shape[3], value.shape[3]))
+    if form == "triton" and not pattern.is_dense:
+        # Triton takes a second to import, and a machine without a GPU may not have it.
+        from optimize.kernels.tile_attention.triton_kernel import launch
+
+        return launch(query, key, value, pattern, mask, scale)
     result = per_frame(query, key, value, pattern, mask, scale)
     return result.transpose(1, 2).contiguous().transpose(1, 2)
 
