@@ -13,7 +13,7 @@ Declines when: the loop is fused or has no denoiser; the frames cannot be found 
     are fewer than three; every site is causal, masked by query or shares key heads; no layer can be
     made sparser within the budget.
 Numerics: approximate; exact with every frame as a reference.
-Source: Ding et al. (2025), Efficient-vDiT, sections 3.2 and 3.3.
+Source: Ding et al. (2025), Efficient-vDiT: attention tile and layer-wise search (algorithm 1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,7 @@ from optimize.ir.program import Program
 from optimize.ir.replay import Replay
 from optimize.ir.token_axis import CannotSubset, token_axis
 from optimize.kernels.tile_attention.pattern import spread_references
+from optimize.kernels.tile_attention.schema import Form, form_of
 from optimize.passes.calibration import Request
 from optimize.passes.pass_base import Declined, Fitted, OracleResult, Pass, Rewritten
 from optimize.passes.tile_check import sampled_rows_error
@@ -189,7 +190,11 @@ class TileAttention(Pass):
         outputs = {name: nodes[node] for name, node in graph.output_nodes().items()}
         graphs = {**program.graphs, "denoiser": builder.finish(outputs, graph.dimensions)}
         tiles = tiles_data(layout.grid, layout.sites, counts)
-        details = {"tiles": tiles, "refused": dict(layout.refused)}
+        details = {
+            "tiles": tiles,
+            "forms": {site.name: _form(site) for site in chosen},
+            "refused": dict(layout.refused),
+        }
         sites = tuple(site.name for site in chosen)
         return Rewritten(replace(program, graphs=graphs), sites, details)
 
@@ -222,6 +227,12 @@ class TileAttention(Pass):
         every = layout.grid.frames if self.references == "all" else self.references
         assert isinstance(every, int)
         return (every,) * len(layout.sites)
+
+
+def _form(site: Site) -> Form:
+    """Which implementation of the op runs at a site in PyTorch."""
+    query, _, value = (item.meta["val"] for item in site.inputs)
+    return form_of(query.device.type, query.dtype, max(query.shape[-1], value.shape[-1]))
 
 
 def _errors(found: Search, frames: int) -> list[float]:

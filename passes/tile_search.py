@@ -6,7 +6,7 @@ for a knapsack whose errors add. Errors only add while they are small, so each c
 is measured with all its layers together, and the search ends before the first that is over the
 budget. A larger budget goes further in the same order: no layer ever gets denser by it.
 
-Source: Ding et al. (2025), section 3.3, algorithm 1, with the loss normalised and rechecked.
+Source: Ding et al. (2025), Efficient-vDiT, algorithm 1, with a normalised loss and a joint recheck.
 """
 
 from collections.abc import Callable, Mapping, Sequence

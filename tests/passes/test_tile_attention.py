@@ -70,6 +70,8 @@ def test_names_sites_after_the_modules_they_come_from():
     _, before = family_program("wan")
     after = run_passes(before, [TileAttention(references=2)], verify=False)
     assert after.history[0].sites == ("blocks.0.attn1", "blocks.1.attn1")
+    forms = {"blocks.0.attn1": "per_frame", "blocks.1.attn1": "per_frame"}
+    assert after.history[0].details["forms"] == forms
 
 
 def test_a_list_sets_each_layer_and_all_frames_leave_a_layer_alone():
