@@ -59,7 +59,14 @@ def blocks_of(capability: int, dtype: torch.dtype, width: int) -> Blocks:
         capability: 10 * major + minor, at least 80.
         dtype: float16, bfloat16 or float32.
         width: head dimension, at most 128.
+    Raises:
+        ValueError: the GPU is older than that.
     """
+    if capability < 80:
+        raise ValueError(
+            f"tile_attention: found a GPU of compute capability {capability / 10}, expected at "
+            "least 8.0; call kernels.tile_attention.cpu.per_frame, which needs no Triton"
+        )
     if capability in SMALL_SHARED_MEMORY:
         capability = 120
     known = max(number for number, *_ in TABLE if number <= capability)

@@ -175,10 +175,12 @@ def autotune(
     for dtype in dtypes:
         for width in widths:
             shape = (1, pattern.length, heads, width)
-            x = [torch.randn(shape, device="cuda").to(dtype).transpose(1, 2) for _ in range(3)]
+            query, key, value = (
+                torch.randn(shape, device="cuda").to(dtype).transpose(1, 2) for _ in range(3)
+            )
             timed = []
             for blocks in CANDIDATES:
-                run = partial(triton_kernel.launch, *x, pattern, blocks=blocks)
+                run = partial(triton_kernel.launch, query, key, value, pattern, blocks=blocks)
                 try:
                     timed.append((triton.testing.do_bench(run, return_mode="median"), blocks))
                 except triton.runtime.errors.OutOfResources:

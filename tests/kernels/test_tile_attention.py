@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import ProfilerActivity, profile
 
 from optimize.capture.from_module import trace
 from optimize.ir.axis_rules import infer_axes, mixed_dimensions
@@ -161,6 +162,16 @@ def test_value_may_be_wider_and_keys_strided():
     expected = reference(query, key, value, pattern)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
     assert found.transpose(1, 2).is_contiguous()
+
+
+def test_holds_no_scores_of_all_pairs():
+    pattern = TilePattern(8, 128, (0, 4), 7, 0)
+    x = tensors(pattern, batch=1, heads=1)
+    call(pattern, *x)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call(pattern, *x)
+    sizes = [e.nbytes() for e in profiler.profiler.kineto_results.events() if "memory" in e.name()]
+    assert x[0].nbytes <= max(sizes) < pattern.length**2 // 2
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -83,3 +83,18 @@ def test_scale_and_wider_values():
     (found,) = session.run(None, {name: item.numpy() for name, item in x.items()})
     expected = reference(*x.values(), pattern, scale=0.7)
     np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("mask", [None, ("bool", True, 1)], ids=str)
+def test_graph_has_two_attentions_and_no_constant_larger_than_its_rank(mask):
+    model = exported(TilePattern(24, 16, tuple(range(0, 24, 4)), 5, 0), mask=mask)
+    assert [node.op_type for node in model.graph.node].count("Attention") == 2
+    assert max(np.prod(item.dims) for item in model.graph.initializer) <= 24
+    transposes = [node for node in model.graph.node if node.op_type == "Transpose"]
+    assert bool(transposes) == (mask is not None)
+
+
+def test_dense_pattern_is_one_attention():
+    for pattern in PATTERNS[-2:]:
+        ops = [node.op_type for node in exported(pattern).graph.node]
+        assert ops.count("Attention") == 1 and "Concat" not in ops

@@ -153,6 +153,11 @@ def test_every_gpu_has_a_row_of_the_table():
                 assert blocks_of(capability, dtype, width) == expected
 
 
+def test_refuses_gpus_without_a_row():
+    with pytest.raises(ValueError, match=r"capability 7.5, expected at least 8.0; call"):
+        blocks_of(75, torch.float16, 64)
+
+
 @pytest.mark.parametrize("mask", [None, "bool"])
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
