@@ -10,6 +10,8 @@ from optimize.ir.errors import InputModelError
 from optimize.ir.graph import Graph, tensor_inputs
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
+ATTENTION = ("aten::scaled_dot_product_attention", "optimize::tile_attention")
+"""Ops that begin with query, key and value, [B, N, S, D]."""
 
 
 class CannotSubset(InputModelError):
@@ -24,7 +26,7 @@ def token_axis(graph: Graph, axes: Axes) -> Axis:
     """
     found: list[Axis] = []
     for node in graph.graph.nodes:
-        if node.target is not SDPA:
+        if not is_attention(node):
             continue
         query, key = (axes.of(cast(fx.Node, node.args[i]))[-2] for i in (0, 1))
         if axes.find(query) is not axes.find(key):
@@ -48,6 +50,11 @@ def born_from_latent(graph: Graph, axes: Axes, axis: Axis) -> bool:
             if not sources:
                 return True
     return False
+
+
+def is_attention(node: fx.Node) -> bool:
+    """Whether a node is attention of query rows over key rows."""
+    return node.op == "call_function" and op_name(node) in ATTENTION
 
 
 def descendants(node: fx.Node) -> set[fx.Node]:
