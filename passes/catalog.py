@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from optimize.passes.cache_regions import CacheRegions
 from optimize.passes.fuse_solver import FuseSolver
 from optimize.passes.pass_base import Pass
+from optimize.passes.shard_sequence import ShardSequence
 
-PASSES: tuple[type[Pass], ...] = (CacheRegions, FuseSolver)
+PASSES: tuple[type[Pass], ...] = (CacheRegions, ShardSequence, FuseSolver)
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,16 @@ ORDER: tuple[OrderRule, ...] = (
         "cache_regions",
         "fuse_solver",
         "fuse_solver merges the denoiser into the step graph, where it cannot be rewritten alone",
+    ),
+    OrderRule(
+        "shard_sequence",
+        "fuse_solver",
+        "fuse_solver merges the denoiser into the step graph, where it cannot be rewritten alone",
+    ),
+    OrderRule(
+        "cache_regions",
+        "shard_sequence",
+        "the rows of a sharded denoiser lie in several processes; use one of the two",
     ),
 )
 

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import cast
 
+import torch
 from torch import fx
 
 from optimize.ir.axes import Axes, Axis, op_name, source_line
@@ -23,6 +24,8 @@ from optimize.ir.graph import Graph, tensor_inputs
 from optimize.ir.node_arguments import argument
 from optimize.ir.row_sizes import RowSizes
 from optimize.ir.token_axis import SDPA, CannotSubset, descendants, is_attention
+
+aten = torch.ops.aten
 
 
 class RowRewrite(ABC):
@@ -221,6 +224,9 @@ class RowRewrite(ABC):
     ) -> None:
         mapping = {item: replaced.get(item, self.mapping[item]) for item in node.all_input_nodes}
         new = self.builder.copy(node, mapping, evaluate=False)
+        # A completed or exchanged tensor may lie in memory otherwise than the one that was traced.
+        if new.target is aten.view.default:
+            new.target = aten.reshape.default
         if sized:
             self.sizes.adjust(node, new)
         if evaluate:
