@@ -7,10 +7,12 @@ from optimize.kernels.dynamic_threshold import onnx_lowering as dynamic_threshol
 from optimize.kernels.gather_rows import onnx_lowering as gather_rows
 from optimize.kernels.scatter_rows import onnx_lowering as scatter_rows
 from optimize.kernels.solver_step import onnx_lowering as solver_step
+from optimize.kernels.tile_attention import onnx_lowering as tile_attention
 
 ONNX_LOWERINGS: Mapping[str, Callable[..., Any]] = {
     "optimize::dynamic_threshold": dynamic_threshold.lower,
     "optimize::gather_rows": gather_rows.lower,
     "optimize::scatter_rows": scatter_rows.lower,
     "optimize::solver_step": solver_step.lower,
+    "optimize::tile_attention": tile_attention.lower,
 }

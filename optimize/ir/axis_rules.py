@@ -14,7 +14,7 @@ from optimize.ir import axis_rules_compute as compute
 from optimize.ir import axis_rules_layout as layout
 from optimize.ir.axes import Axes, Rule
 from optimize.ir.graph import Graph
-from optimize.ir.node_arguments import dimension_of, short_name
+from optimize.ir.node_arguments import argument, dimension_of, short_name
 
 ELEMENTWISE = """
     abs add sub rsub mul div pow atan neg exp log sqrt rsqrt reciprocal sin cos tanh sigmoid relu
@@ -67,6 +67,8 @@ def mixed_dimensions(node: fx.Node, operand: fx.Node) -> set[int]:
         return set(range(1, rank))
     if name in ("mm", "bmm", "matmul"):
         return {rank - 1 if operand is node.args[0] else max(0, rank - 2)}
+    if name == "tile_attention":
+        return {rank - 1 if operand is argument(node, 8, "mask") else rank - 2}
     return set()
 
 
@@ -118,4 +120,5 @@ RULES: dict[str, Rule] = {
     "optimize::gather_rows": compute.gather_rows_axes,
     "optimize::scatter_rows": compute.scatter_rows_axes,
     "optimize::solver_step": compute.solver_step_axes,
+    "optimize::tile_attention": compute.tile_attention_axes,
 }

@@ -88,6 +88,14 @@ def convolution_axes(axes: Axes, node: fx.Node) -> NodeAxes:
 
 
 def attention_axes(axes: Axes, node: fx.Node) -> NodeAxes:
+    return _attention_axes(axes, node, argument(node, 3, "attn_mask"))
+
+
+def tile_attention_axes(axes: Axes, node: fx.Node) -> NodeAxes:
+    return _attention_axes(axes, node, argument(node, 8, "mask"))
+
+
+def _attention_axes(axes: Axes, node: fx.Node, mask: fx.Node | None) -> NodeAxes:
     query, key, value = (axes.of(cast(fx.Node, node.args[i])) for i in range(3))
     axes.join(key[-2], value[-2])
     axes.join(query[-1], key[-1])
@@ -95,7 +103,6 @@ def attention_axes(axes: Axes, node: fx.Node) -> NodeAxes:
         for i in range(len(query) - 2):
             if own[i].extent == query[i].extent and own[i].extent != 1:
                 axes.join(query[i], own[i])
-    mask = argument(node, 3, "attn_mask")
     if mask is not None:
         scores = [*query[:-1], key[-2]]
         own = axes.of(mask)
