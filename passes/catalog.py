@@ -47,6 +47,12 @@ def passes_by_name() -> Mapping[str, type[Pass]]:
     return {item.name: item for item in PASSES}
 
 
+def latest_position(name: str, names: Sequence[str]) -> int:
+    """The last place where a pass can stand among others."""
+    later = {rule.then for rule in ORDER if rule.first == name}
+    return next((index for index, other in enumerate(names) if other in later), len(names))
+
+
 def order_problem(names: Sequence[str], position: int) -> str | None:
     """Why the pass at `position` cannot stand there, after those before it; None if it can."""
     name = names[position]
