@@ -59,8 +59,9 @@ def exchange_error(error: RuntimeError, graph: str) -> ProcessError | None:
 
     Gloo raises plain RuntimeErrors, told by the source file they name; NCCL has a type.
     """
-    is_exchange = isinstance(error, distributed.DistError) or "/gloo/" in str(error)
-    if not (distributed.is_available() and distributed.is_initialized() and is_exchange):
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return None
+    if not isinstance(error, distributed.DistError) and "/gloo/" not in str(error):
         return None
     rank, processes = distributed.get_rank(), distributed.get_world_size()
     return ProcessError(
