@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from optimize.passes.shard_sequence import ShardSequence
 from optimize.runtime.errors import OptimizeError
 
 FRAMES, TEXT, WIDTH = 4, 3, 32
+LOST_TIMEOUT_S = 8.0
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -142,13 +144,14 @@ def families(processes: int) -> dict[str, Any]:
 
 
 def lost(processes: int, how: signal.Signals) -> dict[str, Any]:
-    """The last process ends or stops after the first of three steps."""
+    """The last process writes the time, then ends or stops, after the first of three steps."""
     program, request = tiny_program(4, torch.float32)
     sharded = ShardSequence(processes).rewrite(program).program
     rank = int(os.environ["RANK"])
 
     def progress(done: int, total: int) -> None:
         if rank == processes - 1 and done == 1:
+            Path(sys.argv[2]).write_text(str(time.time()))
             os.kill(os.getpid(), how)
 
     sharded(seed=1, progress=progress, **request)
@@ -167,7 +170,7 @@ def main() -> None:
     case, file = sys.argv[1:]
     torch.set_num_threads(1)
     processes = int(os.environ["WORLD_SIZE"])
-    timeout_s = 8.0 if case in ("killed", "stopped") else 120.0
+    timeout_s = LOST_TIMEOUT_S if case in ("killed", "stopped") else 120.0
     try:
         with process_group(processes, timeout_s) as rank:
             found = CASES[case](processes)
