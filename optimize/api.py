@@ -119,7 +119,7 @@ def all_passes(recipe: Recipe) -> list[Entry]:
     """The passes of a recipe, and the one that its `parallel` asks for at its place among them."""
     entries = list(recipe.passes)
     if recipe.parallel.sequence > 1:
-        item = ShardSequence(processes=recipe.parallel.sequence)
+        item = ShardSequence(recipe.parallel.sequence, recipe.parallel.exchange)
         names = [entry.item.name for entry in entries]
         entries.insert(latest_position(item.name, names), Entry(item))
     return entries

@@ -26,6 +26,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from optimize.ir.errors import RecipeError
+from optimize.ir.row_shard import Exchange
 from optimize.passes.calibration import Calibration
 from optimize.passes.catalog import passes_by_name
 from optimize.passes.pass_base import Pass
@@ -77,9 +78,11 @@ class Parallel:
 
     Args:
         sequence: processes that share the tokens, in [1, 1024]; `shard_sequence` does it.
+        exchange: its option of this name.
     """
 
     sequence: int = 1
+    exchange: Exchange = "heads"
 
     def __post_init__(self) -> None:
         if not 1 <= self.sequence <= MAX_PROCESSES:
@@ -235,18 +238,9 @@ def _checked(
                 f"{node.where}: unknown target {shown!r}; "
                 + nearest(shown, get_args(Target), "targets")
             )
-    return (
-        None
-        if problems
-        else Recipe(
-            tuple(entries),
-            budget,
-            target,
-            calibration,
-            name,
-            parallel,  # type: ignore[arg-type]
-        )
-    )
+    if problems:
+        return None
+    return Recipe(tuple(entries), budget, target, calibration, name, parallel)  # type: ignore[arg-type]
 
 
 def _without_tuples(data: Any) -> Any:

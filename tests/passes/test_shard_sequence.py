@@ -135,9 +135,11 @@ def test_group_of_another_size_says_how_to_start(monkeypatch: Any) -> None:
 def test_recipe_places_the_pass_before_the_fused_solver() -> None:
     from optimize.api import all_passes
 
-    recipe = Recipe.load({"passes": ["fuse_solver"], "parallel": {"sequence": 2}})
+    recipe = Recipe.load(
+        {"passes": ["fuse_solver"], "parallel": {"sequence": 2, "exchange": "keys"}}
+    )
     assert [entry.item.name for entry in all_passes(recipe)] == ["shard_sequence", "fuse_solver"]
-    assert all_passes(recipe)[0].item == ShardSequence(2)
+    assert all_passes(recipe)[0].item == ShardSequence(2, "keys")
     assert Recipe.load(recipe.to_dict()).parallel == recipe.parallel
     assert "sequence: 2" in recipe.to_yaml()
     assert latest_position("shard_sequence", ["other"]) == 1
