@@ -21,7 +21,9 @@ from optimize.ir.report import Report
 from optimize.ir.torus_flow import TorusFlowLoop
 from optimize.passes.cache_regions import active_maps
 from optimize.passes.calibration import Request, requests
-from optimize.passes.pipeline import Measure, Progress, run_passes
+from optimize.passes.catalog import latest_position
+from optimize.passes.pipeline import Entry, Measure, Progress, run_passes
+from optimize.passes.shard_sequence import ShardSequence
 from optimize.recipes.recipe import Budget, Recipe
 from optimize.report.html import render_html
 from optimize.report.json_file import render_json
@@ -96,7 +98,7 @@ def apply_recipe(
     with _Bar(progress) as bar:
         after = run_passes(
             program,
-            recipe.passes,
+            all_passes(recipe),
             verify=verify,
             calibration=calibration,
             measure=measure,
@@ -109,6 +111,16 @@ def apply_recipe(
         note = f"the budget of recipe {recipe.name} was not checked: verify is off"
         return replace(after, notes=(*after.notes, note))
     return after
+
+
+def all_passes(recipe: Recipe) -> list[Entry]:
+    """The passes of a recipe, and the one that its `parallel` asks for at its place among them."""
+    entries = list(recipe.passes)
+    if recipe.parallel.sequence > 1:
+        item = ShardSequence(recipe.parallel.sequence, recipe.parallel.exchange)
+        names = [entry.item.name for entry in entries]
+        entries.insert(latest_position(item.name, names), Entry(item))
+    return entries
 
 
 def check_budget(recipe: Recipe, history: Sequence[Record]) -> None:

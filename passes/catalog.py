@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from optimize.passes.cache_regions import CacheRegions
 from optimize.passes.fuse_solver import FuseSolver
 from optimize.passes.pass_base import Pass
+from optimize.passes.shard_sequence import ShardSequence
 from optimize.passes.tile_attention import TileAttention
 
-PASSES: tuple[type[Pass], ...] = (CacheRegions, TileAttention, FuseSolver)
+PASSES: tuple[type[Pass], ...] = (CacheRegions, TileAttention, ShardSequence, FuseSolver)
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,33 @@ ORDER: tuple[OrderRule, ...] = (
         "tile_attention",
         "a subset of the tokens is of all frames, so the graphs made for it keep whole attention",
     ),
+    OrderRule(
+        "tile_attention",
+        "shard_sequence",
+        "its search compares predictions of the whole denoiser, which no process has any more",
+    ),
+    OrderRule(
+        "shard_sequence",
+        "fuse_solver",
+        "fuse_solver merges the denoiser into the step graph, where it cannot be rewritten alone",
+    ),
+    OrderRule(
+        "cache_regions",
+        "shard_sequence",
+        "the rows of a sharded denoiser lie in several processes; use one of the two",
+    ),
 )
 
 
 def passes_by_name() -> Mapping[str, type[Pass]]:
     """Name → pass class."""
     return {item.name: item for item in PASSES}
+
+
+def latest_position(name: str, names: Sequence[str]) -> int:
+    """The last place where a pass can stand among others."""
+    later = {rule.then for rule in ORDER if rule.first == name}
+    return next((index for index, other in enumerate(names) if other in later), len(names))
 
 
 def order_problem(names: Sequence[str], position: int) -> str | None:

@@ -10,6 +10,8 @@
     budget:
       psnr: 25
     target: onnx
+    parallel:
+      sequence: 2               # two processes share the tokens; start with torchrun
 
 A recipe has no logic. Everything wrong with it is listed at once.
 """
@@ -25,16 +27,24 @@ import yaml
 
 from optimize.ir.errors import RecipeError
 from optimize.ir.record import Record
+from optimize.ir.row_shard import Exchange
 from optimize.passes.calibration import Calibration
 from optimize.passes.catalog import passes_by_name
 from optimize.passes.pass_base import Pass
 from optimize.passes.pipeline import Entry
+from optimize.passes.shard_sequence import MAX_PROCESSES, ShardSequence
 from optimize.recipes.entries import entry_data, read_entries
 from optimize.recipes.options import build, nearest, plain
 from optimize.recipes.strict_yaml import MAX_BYTES, REFUSED, Node, decode, from_python, parse
 
 LIBRARY = Path(__file__).parent / "library"
-KEYS = ("passes", "budget", "target", "calibration")
+KEYS = ("passes", "budget", "target", "calibration", "parallel")
+
+APART = {
+    "shard_sequence": "`sequence` makes one, leave it out",
+    "cache_regions": "the two do not go together, use one of them",
+}
+"""Pass → why it cannot stand beside `parallel`."""
 
 Target = Literal["onnx", "tensorrt-rtx", "tensorrt", "aoti"]
 
@@ -64,6 +74,25 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Parallel:
+    """How many processes share the work.
+
+    Args:
+        sequence: processes that share the tokens, in [1, 1024]; `shard_sequence` does it.
+        exchange: its option of this name.
+    """
+
+    sequence: int = 1
+    exchange: Exchange = "heads"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.sequence <= MAX_PROCESSES:
+            raise ValueError(
+                f"sequence: found {self.sequence}, expected a number in [1, {MAX_PROCESSES}]"
+            )
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A checked recipe; make one with `Recipe.load`."""
 
@@ -72,6 +101,7 @@ class Recipe:
     target: Target = "onnx"
     calibration: Calibration = field(default_factory=Calibration)
     name: str = "recipe"
+    parallel: Parallel = field(default_factory=Parallel)
 
     @classmethod
     def load(
@@ -123,6 +153,8 @@ class Recipe:
         data["target"] = self.target
         if self.calibration != Calibration():
             data["calibration"] = dataclasses.asdict(self.calibration)
+        if self.parallel != Parallel():
+            data["parallel"] = dataclasses.asdict(self.parallel)
         return data
 
     def locked(self, history: Sequence[Record]) -> "Recipe":
@@ -135,7 +167,13 @@ class Recipe:
         Raises:
             RecipeError: the history is not this recipe's.
         """
-        records = history[len(history) - len(self.passes) :]
+        # The pass that `parallel` asks for is not in the list.
+        own = [
+            record
+            for record in history
+            if self.parallel.sequence == 1 or record.name != ShardSequence.name
+        ]
+        records = own[len(own) - len(self.passes) :]
         found, expected = ([item.name for item in items] for items in (records, self._items))
         if found != expected:
             raise RecipeError(
@@ -218,6 +256,13 @@ def _checked(
     entries = read_entries(given.get("passes"), root.where, known, problems)
     budget = build(Budget, given.get("budget", absent), "budget", problems)
     calibration = build(Calibration, given.get("calibration", absent), "calibration", problems)
+    parallel = build(Parallel, given.get("parallel", absent), "parallel", problems)
+    if parallel is not None and parallel.sequence > 1:
+        problems += [
+            f"{given['parallel'].where}: parallel: found the pass {name} as well; {reason}"
+            for name, reason in APART.items()
+            if any(entry.item.name == name for entry in entries)
+        ]
     target = "onnx"
     if "target" in given and given["target"].value is not REFUSED:
         node = given["target"]
@@ -228,7 +273,9 @@ def _checked(
                 f"{node.where}: unknown target {shown!r}; "
                 + nearest(shown, get_args(Target), "targets")
             )
-    return None if problems else Recipe(tuple(entries), budget, target, calibration, name)  # type: ignore[arg-type]
+    if problems:
+        return None
+    return Recipe(tuple(entries), budget, target, calibration, name, parallel)  # type: ignore[arg-type]
 
 
 def _without_tuples(data: Any) -> Any:

@@ -10,6 +10,7 @@ from optimize.commands.console import Json, console, print_json
 from optimize.commands.models import HELP, load_model
 from optimize.commands.progress import StageBar
 from optimize.commands.targets import check_out, session_measure
+from optimize.ir.errors import RecipeError
 from optimize.ir.exporting import LoopForm, check_form
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=HELP, show_default=False)]
@@ -39,6 +40,10 @@ def run(
     measure: Annotated[
         bool, typer.Option(help="Time each pass on the target; drop optional ones that do not pay.")
     ] = True,
+    timeout_s: Annotated[
+        float,
+        typer.Option(min=1.0, help="Longest wait for another process of a parallel recipe."),
+    ] = 120.0,
     diff: Annotated[bool, typer.Option("--diff", help="Print what the passes changed.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -47,10 +52,14 @@ def run(
 
     checked = Recipe.load(recipe)
     check_form(loop, unroll)
+    processes = checked.parallel.sequence
     if out is not None:
+        check_exportable(processes)
         check_out(out, overwrite, model)
     loaded = load_model(model)
-    with StageBar(quiet=as_json) as bar:
+    from optimize.ir.process_group import process_group
+
+    with process_group(processes, timeout_s) as rank, StageBar(quiet=as_json or rank > 0) as bar:
         bar.wait("capture")
         from optimize.api import apply_recipe
         from optimize.capture.from_diffusers import capture_model
@@ -60,7 +69,8 @@ def run(
         before = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
         examples = loaded.example_inputs
         meter = None
-        if measure and any(entry.optional for entry in checked.passes):
+        # The target of timings is ONNX Runtime, which runs no share of a model.
+        if measure and processes == 1 and any(entry.optional for entry in checked.passes):
             meter = session_measure(requests(before, checked.calibration, examples)[0])
         after = apply_recipe(before, checked, examples, verify=verify, measure=meter, progress=bar)
         if out is not None:
@@ -73,9 +83,20 @@ def run(
                 overwrite=overwrite,
                 recipe=checked.to_dict(),
             )
+    if rank > 0:
+        return
     _show(after.report, out, as_json)
     if diff and not as_json:
         console().print(Text(program_diff(before, after)), soft_wrap=True)
+
+
+def check_exportable(processes: int) -> None:
+    """Refuses to write a bundle of one process's share, before any work is done for it."""
+    if processes > 1:
+        raise RecipeError(
+            f"--out: found a recipe for {processes} processes, expected one without `parallel`: a "
+            "bundle has no exchange between processes; leave --out or `parallel` away"
+        )
 
 
 def export(

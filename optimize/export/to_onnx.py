@@ -27,8 +27,10 @@ from optimize.export.onnx_lowering import TABLE
 from optimize.export.onnx_lowering_complex import COMPLEX_TABLE
 from optimize.export.onnx_lowering_tensor import SKIPPED
 from optimize.export.weights import Place
+from optimize.ir.collectives import is_collective
 from optimize.ir.errors import UnsupportedOpError
 from optimize.ir.graph import Graph, Size
+from optimize.ir.node_arguments import short_name
 from optimize.kernels.catalog import ONNX_LOWERINGS
 
 IR_VERSION = 10
@@ -61,6 +63,7 @@ def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> OnnxG
     Raises:
         UnsupportedOpError: an op has no lowering; names op, node and source line.
     """
+    check_no_collectives(graph, name)
     b = OnnxBuilder()
     values: dict[fx.Node, Any] = {}
     inputs: list[ir.Value] = []
@@ -94,6 +97,21 @@ def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> OnnxG
         inputs=_model_names(graph.inputs, inputs),
         outputs=_model_names(graph.outputs, outputs),
     )
+
+
+def check_no_collectives(graph: Graph, name: str) -> None:
+    """Refuses a graph that is one process's share of a model.
+
+    Raises:
+        UnsupportedOpError: says what to do instead.
+    """
+    node = next((node for node in graph.graph.nodes if is_collective(node)), None)
+    if node is not None:
+        raise UnsupportedOpError(
+            f"{name}: found {short_name(node)} at node {node.name}: the graph is one process's "
+            "share of the model, expected a whole one, as ONNX has no exchange between processes; "
+            "remove `parallel` from the recipe to export it, or run it in PyTorch under torchrun"
+        )
 
 
 def used_weights(graph: Graph) -> list[str]:

@@ -6,6 +6,7 @@ OptimizeError
 ├── RecipeError               exit 2   a recipe that cannot be read, or cannot work
 │   └── PassDeclined                   a required pass does not apply, with its reason
 ├── PassError                 exit 6   a pass broke a graph: a defect of the pass, not of the input
+├── ProcessError              exit 4   another process of the same run ended or did not answer
 ├── NumericsError             exit 1   NaN or Inf, or an oracle that failed
 └── QualityError              exit 1   over the quality budget, or a metric that cannot decide
 """
@@ -43,6 +44,13 @@ class PassError(OptimizeError):
 
     code = "pass"
     exit_code = 6
+
+
+class ProcessError(OptimizeError):
+    """Another process of the same run ended, or did not answer in time."""
+
+    code = "process"
+    exit_code = 4
 
 
 class NumericsError(OptimizeError, ArithmeticError):

@@ -104,6 +104,8 @@ class Report:
             head = ["", "calls", "time", *metrics]
             body = [row_cells(row, metrics) for row in self.rows]
             lines += ["", *columns([head, *body])]
+        for record in self.passes:
+            lines += ["", *columns(table)] if (table := process_cells(record)) else []
         if self.speedup is not None:
             lines += ["", f"{self.speedup:.2f}x less time per sample than the baseline"]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -113,6 +115,21 @@ def row_cells(row: Row, metrics: Sequence[str]) -> list[str]:
     """The cells of a row: name, calls, time, one per metric."""
     values = [f"{row.quality[name]:.4g}" if name in row.quality else "" for name in metrics]
     return [row.name, str(row.denoiser_calls), seconds_text(row.seconds), *values]
+
+
+def process_cells(record: Record) -> list[list[str]]:
+    """The table of what each process does per step, its header first; empty for other passes."""
+    rows = record.details.get("per_process", ())
+    cells = [
+        [
+            str(row["processes"]),
+            amount(row["flops_per_step"]) + "FLOP",
+            amount(row["bytes_sent_per_step"]) + "B",
+            f"{row['flop_scaling']:.1%}",
+        ]
+        for row in rows
+    ]
+    return [["processes", "each, per step", "sends per step", "of ideal"], *cells] if cells else []
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

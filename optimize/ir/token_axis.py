@@ -8,8 +8,14 @@ from torch import fx
 from optimize.ir.axes import Axes, Axis, op_name
 from optimize.ir.errors import InputModelError
 from optimize.ir.graph import Graph, tensor_inputs
+from optimize.ir.node_arguments import argument
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
+MASK_ARGUMENT = {
+    "aten::scaled_dot_product_attention": (3, "attn_mask"),
+    "optimize::tile_attention": (8, "mask"),
+}
+"""Attention op, which begins with query, key and value [B, N, S, D] → where its mask stands."""
 
 
 class CannotSubset(InputModelError):
@@ -24,7 +30,7 @@ def token_axis(graph: Graph, axes: Axes) -> Axis:
     """
     found: list[Axis] = []
     for node in graph.graph.nodes:
-        if node.target is not SDPA:
+        if not is_attention(node):
             continue
         query, key = (axes.of(cast(fx.Node, node.args[i]))[-2] for i in (0, 1))
         if axes.find(query) is not axes.find(key):
@@ -48,6 +54,17 @@ def born_from_latent(graph: Graph, axes: Axes, axis: Axis) -> bool:
             if not sources:
                 return True
     return False
+
+
+def is_attention(node: fx.Node) -> bool:
+    """Whether a node is attention of query rows over key rows."""
+    return node.op == "call_function" and op_name(node) in MASK_ARGUMENT
+
+
+def mask_of(node: fx.Node) -> fx.Node | None:
+    """The mask of an attention node."""
+    mask: fx.Node | None = argument(node, *MASK_ARGUMENT[op_name(node)])
+    return mask
 
 
 def descendants(node: fx.Node) -> set[fx.Node]:

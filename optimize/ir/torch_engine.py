@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from optimize.ir.graph import Graph
+from optimize.ir.process_group import exchange_error
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
@@ -49,4 +50,10 @@ class TorchEngine:
         inputs: Mapping[str, torch.Tensor],
         outputs: Mapping[str, torch.Tensor | None],
     ) -> dict[str, torch.Tensor]:
-        return self.graphs[graph].run(self.weights, inputs)
+        try:
+            return self.graphs[graph].run(self.weights, inputs)
+        except RuntimeError as error:
+            failed = exchange_error(error, graph)
+            if failed is None:
+                raise
+            raise failed from error

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
+from optimize.ir.collectives import bytes_sent, is_collective, waits
 from optimize.ir.graph import Graph, hint, tensor_inputs
 from optimize.ir.program import Program
 from optimize.kernels import catalog as _kernels  # noqa: F401
@@ -53,6 +54,11 @@ def graph_bytes(graph: Graph) -> float:
     return math.fsum(cost.bytes for cost in graph_costs(graph))
 
 
+def graph_bytes_sent(graph: Graph) -> float:
+    """Bytes one call of a graph sends to other processes."""
+    return math.fsum(bytes_sent(node) for node in graph.graph.nodes)
+
+
 def program_calls(program: Program) -> dict[str, int]:
     """Graph → how often one request calls it; `until` is taken as never true."""
     counts: Counter[str] = Counter()
@@ -84,7 +90,7 @@ def node_flops(node: fx.Node) -> float:
     if packet in flop_registry:
         arguments = fx.map_arg((node.args, dict(node.kwargs)), _on_meta)
         return float(flop_registry[packet](*arguments[0], **arguments[1], out_val=_on_meta(node)))
-    if packet in _MOVES:
+    if packet in _MOVES or is_collective(node):
         return 0.0
     if packet in _REDUCTIONS:
         return float(max(math.prod(_shape(item)) for item in tensor_inputs(node)))
@@ -138,7 +144,7 @@ def _on_meta(node: fx.Node) -> Any:
 
 def _node_bytes(node: fx.Node) -> float:
     packet = getattr(node.target, "overloadpacket", None)
-    if packet in _VIEWS or packet is None:
+    if packet in _VIEWS or packet is None or waits(node):
         return 0.0
     tensors = [item.meta["val"] for item in tensor_inputs(node)] + _tensors(node)
     return float(sum(math.prod(_sizes(item)) * item.dtype.itemsize for item in tensors))

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from optimize.ir.record import Record
-from optimize.ir.report import Report, amount, plain, row_cells, seconds_text
+from optimize.ir.report import Report, amount, plain, process_cells, row_cells, seconds_text
 from optimize.report.frame_tiles import HEAD, frame_tiles
 from optimize.report.images import Picture, data_uri, png, token_map
 from optimize.report.plots import calls_versus_quality, frame_tile_maps
@@ -46,6 +46,7 @@ def render_html(report: Report, samples: Sequence[Samples] = (), title: str = "R
         metrics=metrics,
         rows=[{"role": row.role, "cells": row_cells(row, metrics)} for row in report.rows],
         curve=_curve(report),
+        processes=[cells for record in report.passes if (cells := process_cells(record))],
         maps=[item for record in report.passes if (item := _maps(record)) is not None],
         tiles=_tiles(report),
         options={record.name: plain(record.options) for record in report.passes},

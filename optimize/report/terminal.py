@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from optimize.ir.report import Report, amount, row_cells, seconds_text
+from optimize.ir.report import Report, amount, process_cells, row_cells, seconds_text
 from optimize.measure.solver_comparison import (
     METRIC_NAMES,
     Metric,
@@ -26,6 +26,8 @@ def print_report(report: Report, console: Console) -> None:
     for record in report.passes:
         if record.declined is not None:
             console.print(Text(f"{record.name} declined: {record.declined}", "yellow"))
+        if cells := process_cells(record):
+            console.print(processes_table(cells))
     tiles = frame_tiles(report)
     if tiles is not None:
         console.print(tiles_table(tiles))
@@ -56,6 +58,17 @@ def passes_table(report: Report) -> Table:
             seconds_text(record.seconds),
         ]
         table.add_row(*map(Text, cells))
+    return table
+
+
+def processes_table(cells: list[list[str]]) -> Table:
+    """What each process does per step, with one and with all."""
+    table = Table(title="Processes", title_justify="left", title_style="bold", box=SIMPLE)
+    header, *rows = cells
+    for name in header:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 

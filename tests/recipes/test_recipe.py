@@ -137,8 +137,8 @@ calibration: {samples: 0}
     ) == [
         "r.yaml:7:15: found on, which YAML versions read differently; write a decimal number, "
         "true or false, or quote it to mean the text",
-        "r.yaml:1:1: unknown key 'pases'; known keys: budget, calibration, passes, target. "
-        "Did you mean passes?",
+        "r.yaml:1:1: unknown key 'pases'; known keys: budget, calibration, parallel, passes, "
+        "target. Did you mean passes?",
         "r.yaml:3:5: unknown pass 'cahe_regions'; known passes: cache_regions, fuse_solver. "
         "Did you mean cache_regions?",
         'r.yaml:5:19: cache_regions.keep_ratio: found "half", expected a number',
