@@ -6,7 +6,8 @@
 
 The plugin has no mask: a site with one keeps the standard ops of `onnx_lowering`. The batch may be
 dynamic, all other sizes are constants of the engine. In 16 bits a program for capability 90 or 100
-asks for up to 129 KiB of shared memory. No engine has been built with it yet.
+asks for up to 129 KiB of shared memory. TensorRT up to 11.1 reads attributes that are numbers with
+NumPy below 2.4 only. No engine has been built with the plugin yet.
 """
 
 # The kernel is Triton, whose functions have no Python types.
@@ -187,7 +188,7 @@ def register(capability: int | None = None) -> None:
     ) -> trtp.TensorDesc:
         batch, heads, length, _ = query.shape_expr
         result = query.like()
-        # A new shape, not a new last size: `like` shares the shape in TensorRT 10.
+        # A new shape, not a new last size: `like` shares the shape in some releases.
         shape = (batch, heads, length, value.shape_expr[3])
         result.shape_expr = trtp.ShapeExprs.from_tuple(shape)
         return result
