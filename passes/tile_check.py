@@ -10,6 +10,7 @@ from optimize.ir.graph import Graph
 from optimize.ir.program import Program
 from optimize.ir.replay import Replay
 from optimize.kernels.tile_attention.pattern import TilePattern
+from optimize.kernels.tile_attention.reference import allowed_pairs
 from optimize.passes.pass_base import OracleResult
 
 TILES = torch.ops.optimize.tile_attention.default
@@ -37,24 +38,12 @@ def sampled_rows_error(program: Program, inputs: Mapping[str, torch.Tensor]) -> 
     found = TILES(*arguments)
     rows = torch.linspace(0, pattern.length - 1, min(ROWS, pattern.length)).long()
     rows = rows.to(query.device)
-    bias = _bias(pattern, rows, query)
+    seen = allowed_pairs(pattern, query.device, rows)
     if mask is not None:
-        bias = bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else bias + mask
+        seen = seen & mask if mask.dtype == torch.bool else mask.where(seen, -torch.inf)
     expected = torch.nn.functional.scaled_dot_product_attention(
-        query[:, :, rows], key, value, attn_mask=bias, scale=scale
+        query[:, :, rows], key, value, attn_mask=seen, scale=scale
     )
     largest = float(expected.abs().max()) or 1.0
     error = float((found[:, :, rows] - expected).abs().max()) / largest
     return [OracleResult("tiles_equal_masked_attention", error, BOUNDS[query.dtype])]
-
-
-def _bias(pattern: TilePattern, rows: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """[1, 1, rows, S]: 0 where a row sees a key, minus infinity elsewhere."""
-    columns = torch.arange(pattern.length, device=rows.device)
-    everywhere = torch.zeros_like(columns, dtype=torch.bool)
-    for start, stop in pattern.global_ranges:
-        everywhere[start:stop] = True
-    frame = (columns - pattern.prefix).div(pattern.tokens_per_frame, rounding_mode="floor")
-    seen = (frame[rows][:, None] == frame) | everywhere[rows][:, None] | everywhere
-    bias = torch.zeros(seen.shape, dtype=query.dtype, device=rows.device)
-    return bias.masked_fill(~seen, -torch.inf)[None, None]

@@ -7,15 +7,21 @@ import torch
 from optimize.kernels.tile_attention.pattern import TilePattern
 
 
-def allowed_pairs(pattern: TilePattern, device: torch.device | None = None) -> torch.Tensor:
-    """[S, S] bool: whether the row sees the column."""
+def allowed_pairs(
+    pattern: TilePattern, device: torch.device | None = None, rows: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[rows, S] bool: whether the row sees the column.
+
+    Args:
+        rows: int64, on `device`, each in [0, S); None for all of them.
+    """
+    columns = torch.arange(pattern.length, device=device)
+    rows = columns if rows is None else rows
     everywhere = torch.zeros(pattern.length, dtype=torch.bool, device=device)
     for start, stop in pattern.global_ranges:
         everywhere[start:stop] = True
-    frame = (torch.arange(pattern.length, device=device) - pattern.prefix).div(
-        pattern.tokens_per_frame, rounding_mode="floor"
-    )
-    return (frame[:, None] == frame) | everywhere[:, None] | everywhere
+    frame = (columns - pattern.prefix).div(pattern.tokens_per_frame, rounding_mode="floor")
+    return (frame[rows, None] == frame) | everywhere[rows, None] | everywhere
 
 
 def reference(

@@ -1,5 +1,7 @@
 """tile_attention: its geometry, its numbers against a full mask, and its behaviour as an op."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -104,6 +106,14 @@ def test_kept_pairs_and_blocks_are_those_of_the_mask(pattern, block):
 
 
 @settings(max_examples=60, deadline=None)
+@given(patterns, st.data())
+def test_pairs_of_some_rows_are_those_rows_of_all_pairs(pattern, data):
+    rows = torch.tensor(data.draw(st.lists(st.integers(0, pattern.length - 1), min_size=1)))
+    expected = allowed_pairs(pattern)[rows]
+    assert torch.equal(allowed_pairs(pattern, rows=rows), expected)
+
+
+@settings(max_examples=60, deadline=None)
 @given(patterns, st.sampled_from([None, "bool", "added"]), st.sampled_from([None, 0.3]))
 def test_equals_masked_dense_attention(pattern, kind, scale):
     x = tensors(pattern, dtype=torch.float64)
@@ -164,14 +174,38 @@ def test_value_may_be_wider_and_keys_strided():
     assert found.transpose(1, 2).is_contiguous()
 
 
-def test_holds_no_scores_of_all_pairs():
-    pattern = TilePattern(8, 128, (0, 4), 7, 0)
-    x = tensors(pattern, batch=1, heads=1)
-    call(pattern, *x)
+def memory_events(run):
+    """Bytes taken, or given back if negative, one by one while `run` runs; its result is kept."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call(pattern, *x)
-    sizes = [e.nbytes() for e in profiler.profiler.kineto_results.events() if "memory" in e.name()]
-    assert x[0].nbytes <= max(sizes) < pattern.length**2 // 2
+        kept = run()
+    events = profiler.profiler.kineto_results.events()
+    sizes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    del kept
+    return sizes
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_holds_no_scores_of_all_pairs(count):
+    pattern = TilePattern(8, 128, spread_references(8, count), 7, 0)
+    x = tensors(pattern, batch=1, heads=4, width=32)
+    inputs = sum(item.nbytes for item in x)
+    pairs = pattern.length**2
+    call(pattern, *x)
+    sizes = memory_events(lambda: call(pattern, *x))
+    # The result is the largest: there is no mask of all pairs, and no head's scores.
+    assert x[0].nbytes <= max(sizes) < pairs
+    assert max(itertools.accumulate(sizes)) < 2 * inputs
+    # Control: the reference does hold them.
+    control = memory_events(lambda: reference(*x, pattern))
+    assert max(control) >= 4 * 4 * pairs and max(itertools.accumulate(control)) > 2 * inputs
+
+
+def test_pairs_of_a_few_rows_take_no_memory_for_all():
+    pattern = TilePattern(8, 128, (0, 4), 7, 0)
+    rows = torch.arange(0, pattern.length, 100)
+    sizes = memory_events(lambda: allowed_pairs(pattern, rows=rows))
+    assert max(sizes) < pattern.length**2 // 50
+    assert max(memory_events(lambda: allowed_pairs(pattern))) >= pattern.length**2
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
