@@ -44,8 +44,8 @@ class FrameTiles:
     Attributes:
         frames: F.
         tokens_per_frame: P.
-        budget: the greatest relative error allowed.
-        joint_error: relative error with all layers in tiles.
+        budget: the greatest relative error allowed; None where references were given.
+        joint_error: relative error with all layers in tiles; None if not measured.
         attention_share: of the time before, in [0, 1]; None if not measured.
         predicted_speedup: by Amdahl's law; None without a share.
         measured_speedup: None if not measured.
@@ -54,8 +54,8 @@ class FrameTiles:
 
     frames: int
     tokens_per_frame: int
-    budget: float
-    joint_error: float
+    budget: float | None
+    joint_error: float | None
     attention_share: float | None
     predicted_speedup: float | None
     measured_speedup: float | None
@@ -74,7 +74,9 @@ class FrameTiles:
         ]
 
     def summary(self) -> list[str]:
-        """Two sentences: what it costs, what it gains."""
+        """What it costs and what it gains, as far as that was measured."""
+        if self.joint_error is None or self.budget is None:
+            return ["References as given: no search, nothing measured layer by layer."]
         share = self.attention_share
         taken = "" if share is None else f", attention taking {share:.0%} of the time"
         return [

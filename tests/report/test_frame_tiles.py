@@ -148,3 +148,17 @@ def test_pictures_depend_on_nothing_but_the_data() -> None:
     picture = frame_tile_maps(tiles, "svg")
     assert frame_tile_maps(tiles, "svg") == picture
     assert b"2 references, error 0.0012" in picture and b"dense, error 0.0025" in picture
+
+
+def test_references_that_were_given_have_no_figures_and_are_still_shown() -> None:
+    """What the pass itself writes without a search."""
+    from optimize.passes.pipeline import run_passes
+    from optimize.passes.tile_attention import TileAttention
+    from optimize.report.html import render_html
+    from tests.passes.tiny_video import tiny_video
+
+    after = run_passes(tiny_video(), [TileAttention(references=2)], verify=False)
+    tiles = frame_tiles(after.report)
+    assert tiles is not None
+    assert tiles.summary() == ["References as given: no search, nothing measured layer by layer."]
+    assert "2 of 6: 0 3" in render_html(after.report)
