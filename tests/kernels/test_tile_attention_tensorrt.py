@@ -16,6 +16,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 import triton.language as tl
 from triton.backends.nvidia.compiler import get_ptxas
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 
 from optimize.kernels.tile_attention import tensorrt_plugin, triton_kernel
@@ -38,6 +39,16 @@ def interpreted(monkeypatch):
     for module, functions in names.items():
         for name in functions:
             monkeypatch.setattr(module, name, InterpretedFunction(getattr(module, name).fn))
+
+    def call_and_restore(self, *args):
+        # The interpreter does not put back what it changes in Triton's language for inner calls.
+        scope = interpreter._patch_lang(self.fn)
+        try:
+            return self.rewrite()(*args)
+        finally:
+            scope.restore()
+
+    monkeypatch.setattr(InterpretedFunction, "__call__", call_and_restore)
 
 
 def run(query, key, value, pattern, scale):
