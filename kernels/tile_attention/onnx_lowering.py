@@ -2,8 +2,9 @@
 
 The other frames become heads of their own: [B, N, n * P, D] and [B, N * n, P, D] are the same
 memory, so nothing is transposed. With a mask they become samples instead, since a mask has one
-head as a rule and would have to be copied for each. No constant is larger than a shape. The nodes
-are not wrapped in an ONNX function: an engine has to inline one before it can fuse `Attention`.
+head as a rule and would have to be copied for each. Constants are shapes and numbers of frames.
+The nodes are not wrapped in an ONNX function: an engine has to inline one before it can fuse
+`Attention`.
 """
 
 from collections.abc import Sequence
@@ -82,9 +83,9 @@ def _attend_by_frame(
 
 
 def _masks_by_frame(ops: OnnxOps, mask: Value, query: Value, pattern: TilePattern) -> Value:
-    """[B * n, heads or 1, P, G + P]: what each row of each other frame sees."""
+    """[B * n, heads or 1, P, P + G]: what each row of each other frame sees."""
     batch, heads, tokens = ops.sizes(query)[0], ops.sizes(mask)[1], pattern.tokens_per_frame
-    # The mask as keys of width 1: [B or 1, heads or 1, n, G + P, 1].
+    # The mask as keys of width 1: [B or 1, heads or 1, n, P + G, 1].
     column = ops.op("Transpose", mask, perm=[0, 1, 3, 2])
     columns = _with_globals(ops, column, pattern, 1)
     rows = ops.op("Transpose", columns, perm=[0, 2, 1, 4, 3])
@@ -93,26 +94,38 @@ def _masks_by_frame(ops: OnnxOps, mask: Value, query: Value, pattern: TilePatter
     return ops.op("Reshape", rows, ops.shape(shape))
 
 
+def _by_frame(ops: OnnxOps, x: Value, pattern: TilePattern, width: Size) -> Value:
+    """[B, N, F, P, width]: the video's rows of x [B, N, S, width]."""
+    if pattern.prefix or pattern.suffix:
+        x = _slice(ops, x, (pattern.prefix, pattern.length - pattern.suffix), ROWS)
+    shape = ops.shape([0, 0, pattern.frames, pattern.tokens_per_frame, width])
+    return ops.op("Reshape", x, shape)
+
+
 def _other_frames(ops: OnnxOps, x: Value, pattern: TilePattern, width: Size) -> Value:
     """[B, N, n, P, width]: the frames that are no reference, of x [B, N, S, width]."""
-    video = x
-    if pattern.prefix or pattern.suffix:
-        video = _slice(ops, x, (pattern.prefix, pattern.length - pattern.suffix), ROWS)
-    shape = ops.shape([0, 0, pattern.frames, pattern.tokens_per_frame, width])
-    return ops.op(
-        "Gather", ops.op("Reshape", video, shape), ops.integers(pattern.others), axis=ROWS
-    )
+    frames = _by_frame(ops, x, pattern, width)
+    return ops.op("Gather", frames, ops.integers(pattern.others), axis=ROWS)
 
 
 def _with_globals(ops: OnnxOps, x: Value, pattern: TilePattern, width: Size) -> Value:
-    """[B, N, n, G + P, width]: what each of these frames sees, of x [B, N, S, width]."""
-    rows = _joined(ops, x, pattern.global_ranges, ROWS)
-    repeated = ops.op(
-        "Expand",
-        ops.op("Unsqueeze", rows, ops.integers([ROWS])),
-        ops.integers([1, 1, len(pattern.others), 1, 1]),
-    )
-    return ops.op("Concat", repeated, _other_frames(ops, x, pattern, width), axis=ROWS + 1)
+    """[B, N, n, P + G, width]: what each of these frames sees, of x [B, N, S, width].
+
+    Whole frames are copied by one `Gather`, each frame after the references; text follows.
+    """
+    count, tokens = len(pattern.others), pattern.tokens_per_frame
+    seen = [frame for other in pattern.others for frame in (*pattern.references, other)]
+    frames = _by_frame(ops, x, pattern, width)
+    tiles = ops.op("Gather", frames, ops.integers(seen), axis=ROWS)
+    length = (len(pattern.references) + 1) * tokens
+    tiles = ops.op("Reshape", tiles, ops.shape([0, 0, count, length, width]))
+    text = [(0, pattern.prefix), (pattern.length - pattern.suffix, pattern.length)]
+    text = [(start, stop) for start, stop in text if start < stop]
+    if not text:
+        return tiles
+    rows = ops.op("Unsqueeze", _joined(ops, x, text, ROWS), ops.integers([ROWS]))
+    repeated = ops.op("Expand", rows, ops.integers([1, 1, count, 1, 1]))
+    return ops.op("Concat", tiles, repeated, axis=ROWS + 1)
 
 
 def _for_rows(ops: OnnxOps, mask: Value, length: int) -> Value:

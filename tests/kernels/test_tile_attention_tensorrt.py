@@ -16,13 +16,12 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 import triton.language as tl
 from triton.backends.nvidia.compiler import get_ptxas
-from triton.runtime import interpreter
-from triton.runtime.interpreter import InterpretedFunction
 
 from optimize.kernels.tile_attention import tensorrt_plugin, triton_kernel
 from optimize.kernels.tile_attention.pattern import TilePattern
 from optimize.kernels.tile_attention.reference import reference
 from optimize.kernels.tile_attention.triton_blocks import Blocks
+from tests.kernels.interpreting import interpret
 
 PATTERN = TilePattern(4, 37, (0, 2), 5, 3)
 HAS_TENSORRT = importlib.util.find_spec("tensorrt") is not None
@@ -36,19 +35,7 @@ def interpreted(monkeypatch):
         triton_kernel: ("_row", "_attend", "_kernel"),
         tensorrt_plugin: ("_tile_attention",),
     }
-    for module, functions in names.items():
-        for name in functions:
-            monkeypatch.setattr(module, name, InterpretedFunction(getattr(module, name).fn))
-
-    def call_and_restore(self, *args):
-        # The interpreter does not put back what it changes in Triton's language for inner calls.
-        scope = interpreter._patch_lang(self.fn)
-        try:
-            return self.rewrite()(*args)
-        finally:
-            scope.restore()
-
-    monkeypatch.setattr(InterpretedFunction, "__call__", call_and_restore)
+    interpret(monkeypatch, names)
 
 
 def run(query, key, value, pattern, scale):

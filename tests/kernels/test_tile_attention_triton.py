@@ -8,13 +8,14 @@ from torch.nn.functional import scaled_dot_product_attention
 pytest.importorskip("triton", reason="triton is not installed")
 import triton.language as tl
 from triton.runtime import interpreter
-from triton.runtime.interpreter import InterpretedFunction, TensorHandle
+from triton.runtime.interpreter import TensorHandle
 
 from optimize.kernels.tile_attention import tile_attention, triton_kernel, triton_tuning
 from optimize.kernels.tile_attention.pattern import TilePattern, spread_references
 from optimize.kernels.tile_attention.reference import reference
 from optimize.kernels.tile_attention.schema import form_of
 from optimize.kernels.tile_attention.triton_blocks import TABLE, Blocks, blocks_of, padded
+from tests.kernels.interpreting import interpret
 
 SMALL = Blocks(32, 16, 4, 2)
 # Text on both sides, frames shorter and longer than a block, whole blocks only, joined references.
@@ -51,9 +52,8 @@ def case(pattern, dtype, mask=None, width=24, batch=1, heads=2, device="cpu"):
 @pytest.fixture
 def interpreted(monkeypatch):
     """Runs the kernel in Triton's interpreter, on the CPU, with outputs that start as NaN."""
-    for module, names in ((tl, ("max", "sum")), (triton_kernel, ("_row", "_attend", "_kernel"))):
-        for name in names:
-            monkeypatch.setattr(module, name, InterpretedFunction(getattr(module, name).fn))
+    names = {tl: ("max", "sum"), triton_kernel: ("_row", "_attend", "_kernel")}
+    interpret(monkeypatch, names)
     dot, empty = interpreter.InterpreterBuilder.create_dot, torch.Tensor.new_empty
 
     def widened(handle):
