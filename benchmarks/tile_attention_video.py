@@ -96,11 +96,9 @@ def _row(seconds: Mapping[str, list[float]], sites: int) -> dict[str, float]:
 def _in_torch(
     before: Program, after: Program, request: Mapping[str, Any], count: int, rounds: int
 ) -> dict[str, float]:
-    (inputs,) = denoiser_inputs(before, request, 1)
     graph = before.graphs["denoiser"]
     sites, grid = _sites(graph)
-    run = Replay(graph, before.weights, inputs)
-    run.advance(sites[0].node)
+    inputs, run = _at_first_site(before, request, sites)
     args, kwargs = run.arguments(sites[0].node)
     references = spread_references(grid.frames, count)
     attend = tiled(apply, sites[0], grid, references, torch.device("cpu"))
@@ -116,11 +114,9 @@ def _in_torch(
 def _in_onnx(
     before: Program, after: Program, request: Mapping[str, Any], count: int, rounds: int
 ) -> dict[str, float]:
-    (inputs,) = denoiser_inputs(before, request, 1)
     graph = before.graphs["denoiser"]
     sites, grid = _sites(graph)
-    run = Replay(graph, before.weights, inputs)
-    run.advance(sites[0].node)
+    _, run = _at_first_site(before, request, sites)
     rows = [run.value(item).contiguous().numpy() for item in sites[0].inputs]
     given = {name: item for name, item in request.items() if name != "seed"}
     with tempfile.TemporaryDirectory() as folder:
@@ -156,6 +152,16 @@ def _sites(graph: Graph) -> tuple[tuple[Site, ...], FrameGrid]:
     tokens = token_axis(graph, axes)
     sites, _ = attention_sites(graph, axes, tokens)
     return sites, frame_grid(graph, axes, tokens)
+
+
+def _at_first_site(
+    program: Program, request: Mapping[str, Any], sites: Sequence[Site]
+) -> tuple[Mapping[str, torch.Tensor], Replay]:
+    """The inputs of a call half-way through a run, and the call halted at its first site."""
+    (inputs,) = denoiser_inputs(program, request, 1)
+    run = Replay(program.graphs["denoiser"], program.weights, inputs)
+    run.advance(sites[0].node)
+    return inputs, run
 
 
 def _site_session(graph: Graph, site: Site, grid: FrameGrid, count: int) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from optimize.recipes.zoo.digits_data import NULL_LABEL, DigitsData, load_digits_data
 from optimize.recipes.zoo.digits_dit import DigitsDiT
@@ -59,7 +60,7 @@ def draw_sigmas(options: TrainingOptions, generator: torch.Generator) -> torch.T
 
 
 def flow_loss(
-    model: DigitsDiT,
+    model: nn.Module,
     clean: torch.Tensor,
     labels: torch.Tensor,
     options: TrainingOptions,
@@ -68,14 +69,15 @@ def flow_loss(
     """Mean squared error of the predicted velocity, a scalar.
 
     Args:
-        clean: [B, 1, 32, 32], images.
+        model: takes a latent, timesteps and labels, as `DigitsDiT` does.
+        clean: [B, ...], images or clips.
         labels: [B], int64, in [0, 9].
     """
     sigma = draw_sigmas(options, generator)
     noise = torch.randn(clean.shape, generator=generator)
     dropped = torch.rand(len(labels), generator=generator) < options.label_drop
     labels = labels.masked_fill(dropped, NULL_LABEL)
-    weight = sigma[:, None, None, None]
+    weight = sigma.view(-1, *(1,) * (clean.dim() - 1))
     latent = (1 - weight) * clean + weight * noise
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.bfloat16):
         velocity = model(latent, sigma * TIMESTEPS_PER_SIGMA, labels)

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-from optimize.recipes.zoo.digits_data import NULL_LABEL, DigitsData, load_digits_data
-from optimize.recipes.zoo.digits_sampling import TIMESTEPS_PER_SIGMA, balanced_labels
+from optimize.recipes.zoo.digits_data import DigitsData, load_digits_data
+from optimize.recipes.zoo.digits_sampling import balanced_labels
 from optimize.recipes.zoo.moving_digits import MovingDigitsDiT
 from optimize.recipes.zoo.moving_digits_data import draw_motion, render
 from optimize.recipes.zoo.moving_digits_judge import MovingDigitsJudge
 from optimize.recipes.zoo.moving_digits_sampling import clip_noise, sample_clips
-from optimize.recipes.zoo.train_digits_dit import TrainingOptions, draw_sigmas
+from optimize.recipes.zoo.train_digits_dit import TrainingOptions, flow_loss
 from optimize.recipes.zoo.training import batches, options_of_command_line, run_training
 
 
@@ -36,30 +35,6 @@ class ClipOptions(TrainingOptions):
     logit_deviation: float = 1.4
     check_samples: int = 100
     check_every: int = 500
-
-
-def flow_loss(
-    model: MovingDigitsDiT,
-    clean: torch.Tensor,
-    labels: torch.Tensor,
-    options: ClipOptions,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Mean squared error of the predicted velocity, a scalar.
-
-    Args:
-        clean: [B, 1, 8, 16, 16], clips.
-        labels: [B], int64, in [0, 9].
-    """
-    sigma = draw_sigmas(options, generator)
-    noise = torch.randn(clean.shape, generator=generator)
-    dropped = torch.rand(len(labels), generator=generator) < options.label_drop
-    labels = labels.masked_fill(dropped, NULL_LABEL)
-    weight = sigma[:, None, None, None, None]
-    latent = (1 - weight) * clean + weight * noise
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.bfloat16):
-        velocity = model(latent, sigma * TIMESTEPS_PER_SIGMA, labels)
-    return F.mse_loss(velocity.float(), noise - clean)
 
 
 def train(model: MovingDigitsDiT, data: DigitsData, options: ClipOptions, out: Path) -> None:

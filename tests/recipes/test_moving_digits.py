@@ -29,7 +29,8 @@ from optimize.recipes.zoo.moving_digits_data import (
 )
 from optimize.recipes.zoo.moving_digits_judge import MovingDigitsJudge
 from optimize.recipes.zoo.moving_digits_sampling import clip_noise, sample_clips
-from optimize.recipes.zoo.train_moving_digits import ClipOptions, flow_loss, train
+from optimize.recipes.zoo.train_digits_dit import flow_loss
+from optimize.recipes.zoo.train_moving_digits import ClipOptions, train
 
 ROOM = (FRAME_SIZE - DIGIT_SIZE) / 2
 
