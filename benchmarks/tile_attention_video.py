@@ -234,7 +234,7 @@ def moving_digits(rounds: int = 5) -> Figures:
     for name, clips in samples.items():
         row = {
             "judge": judge.accuracy(clips, labels),
-            "frechet": judge.frechet(clips).value,
+            "frechet": judge.frechet_interval(clips).value,
             "speedup": _ratio(seconds["baseline"], seconds[name]),
         }
         if name in masks:

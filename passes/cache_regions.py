@@ -29,11 +29,11 @@ from torch import fx
 from optimize.capture.from_denoiser import dimensions_of
 from optimize.ir.axes import Axes, Axis
 from optimize.ir.axis_rules import infer_axes
-from optimize.ir.builder import Builder, fake_mode_of
+from optimize.ir.builder import Builder, builder_with_inputs
 from optimize.ir.graph import Graph
 from optimize.ir.program import Program, denoising_repeat, with_repeat
 from optimize.ir.row_subset import Cache, RowSubset
-from optimize.ir.token_axis import CannotSubset, token_axis
+from optimize.ir.token_axis import CannotSubset, token_axis, token_count
 from optimize.ir.torch_engine import DTYPE_NAMES
 from optimize.passes.pass_base import Declined, OracleResult, Pass, Rewritten
 from optimize.passes.region_choice import Counts, change_rate, choose, token_scores
@@ -134,15 +134,12 @@ class CacheRegions(Pass):
             return "the loop is already fused; list cache_regions before fuse_solver"
         if program.plan is not None:
             return "the loop already caches regions"
-        graph = program.graphs["denoiser"]
         try:
-            tokens = token_axis(graph, infer_axes(graph))
+            tokens = token_count(program.graphs["denoiser"])
         except CannotSubset as reason:
             return str(reason)
-        if not isinstance(tokens.extent, int):
-            return f"the number of tokens is {tokens.extent}, expected a fixed one"
         steps = len(denoising_repeat(program).steps)
-        plan = self._plan(tokens.extent)
+        plan = self._plan(tokens)
         counts = {plan.rows(step, steps) for step in range(steps)} - {None}
         if not counts:
             return (
@@ -151,10 +148,10 @@ class CacheRegions(Pass):
             )
         for count in counts:
             assert count is not None
-            if self.max_age and self._oldest(tokens.extent) > count:
+            if self.max_age and self._oldest(tokens) > count:
                 return (
-                    f"max_age {self.max_age} needs at least {self._oldest(tokens.extent)} of "
-                    f"{tokens.extent} tokens per step, keep_ratio leaves {count}"
+                    f"max_age {self.max_age} needs at least {self._oldest(tokens)} of "
+                    f"{tokens} tokens per step, keep_ratio leaves {count}"
                 )
         return None
 
@@ -298,10 +295,7 @@ class CacheRegions(Pass):
         self, graph: Graph, tokens: Axis
     ) -> tuple[Builder, dict[str, fx.Node], dict[str, fx.Node]]:
         """A builder with the inputs of the denoiser, and those of the region choice."""
-        builder = Builder(fake_mode_of(graph))
-        arguments = {
-            name: builder.input(name, graph.node(name).meta["val"]) for name in graph.inputs
-        }
+        builder, arguments = builder_with_inputs(graph)
         latent = graph.node("latent").meta["val"]
         counters = builder.fake((latent.shape[0], tokens.hint), torch.float32)
         state = {name: builder.input(name, counters) for name in COUNTERS}

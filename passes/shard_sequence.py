@@ -29,12 +29,12 @@ import torch
 
 from optimize.ir.axes import Axes, Axis
 from optimize.ir.axis_rules import infer_axes
-from optimize.ir.builder import Builder, fake_mode_of
+from optimize.ir.builder import builder_with_inputs
 from optimize.ir.collectives import Share, share_of_group
 from optimize.ir.graph import Graph
 from optimize.ir.program import Program, denoising_repeat
 from optimize.ir.row_shard import Exchange, RowShard
-from optimize.ir.token_axis import CannotSubset, token_axis
+from optimize.ir.token_axis import CannotSubset, token_axis, token_count
 from optimize.measure.cost import graph_bytes_sent, graph_flops
 from optimize.passes.pass_base import Declined, OracleResult, Pass, Rewritten
 from optimize.runtime.loop import Call
@@ -80,16 +80,13 @@ class ShardSequence(Pass):
         share = share_of_group(self.processes)
         if isinstance(share, str):
             return share
-        graph = program.graphs["denoiser"]
         try:
-            tokens = token_axis(graph, infer_axes(graph))
+            tokens = token_count(program.graphs["denoiser"])
         except CannotSubset as reason:
             return str(reason)
-        if not isinstance(tokens.extent, int):
-            return f"the number of tokens is {tokens.extent}, expected a fixed one"
-        if tokens.extent % self.processes:
+        if tokens % self.processes:
             return (
-                f"found {tokens.extent} tokens, expected a multiple of {self.processes} processes; "
+                f"found {tokens} tokens, expected a multiple of {self.processes} processes; "
                 "use as many processes as divide it"
             )
         return None
@@ -136,10 +133,7 @@ class ShardSequence(Pass):
         self, graph: Graph, axes: Axes, tokens: Axis, share: Share
     ) -> tuple[Graph, tuple[str, ...]]:
         """The denoiser of this process, and its self-attention sites."""
-        builder = Builder(fake_mode_of(graph))
-        arguments = {
-            name: builder.input(name, graph.node(name).meta["val"]) for name in graph.inputs
-        }
+        builder, arguments = builder_with_inputs(graph)
         shard = RowShard(graph, axes, tokens, builder, arguments, share, self.exchange)
         outputs = shard.copy_all()
         return builder.finish(outputs, graph.dimensions), tuple(site.name for site in shard.sites)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from optimize.ir.attention_sites import Site, attention_sites
 from optimize.ir.axis_rules import infer_axes
-from optimize.ir.builder import Builder, fake_mode_of
+from optimize.ir.builder import builder_with_inputs
 from optimize.ir.frame_axis import FrameGrid, frame_grid, given_grid
 from optimize.ir.graph import Graph
 from optimize.ir.program import Program
@@ -35,7 +35,7 @@ from optimize.passes.calibration import Request
 from optimize.passes.pass_base import Declined, Fitted, OracleResult, Pass, Rewritten
 from optimize.passes.tile_check import sampled_rows_error
 from optimize.passes.tile_data import tiles_data
-from optimize.passes.tile_figures import attention_maps, speed
+from optimize.passes.tile_figures import layer_figures, speed
 from optimize.passes.tile_node import tiled
 from optimize.passes.tile_search import Search, default_candidates, search
 from optimize.passes.trajectory import denoiser_inputs
@@ -161,8 +161,7 @@ class TileAttention(Pass):
             found.choice,
             budget=self.budget,
             joint_error=found.error,
-            errors=_errors(found, frames),
-            maps=attention_maps(starts[0](), layout.sites, layout.grid),
+            figures=layer_figures(starts[0](), layout.sites, layout.grid, _errors(found, frames)),
             speed=speed(starts[0], layout.sites, layout.grid, found.choice),
         )
         return Fitted(replace(self, references=found.choice), {"tiles": tiles})
@@ -176,10 +175,7 @@ class TileAttention(Pass):
             for site, count in zip(layout.sites, counts, strict=True)
             if count < layout.grid.frames or self.references == "all"
         }
-        builder = Builder(fake_mode_of(graph))
-        arguments = {
-            name: builder.input(name, graph.node(name).meta["val"]) for name in graph.inputs
-        }
+        builder, arguments = builder_with_inputs(graph)
         instead = {
             site.node: tiled(
                 builder.call, site, layout.grid, references, site.node.meta["val"].device

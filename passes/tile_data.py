@@ -1,31 +1,33 @@
 """What the report says of `tile_attention`, as JSON-able data."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from optimize.ir.attention_sites import Site
 from optimize.ir.frame_axis import FrameGrid
 from optimize.kernels.tile_attention.pattern import spread_references, tile_density
+from optimize.report.frame_tiles import FrameTiles, LayerTiles
 
 
 @dataclass(frozen=True)
-class AttentionMap:
-    """Where the attention of a site goes; empty where it was not looked at.
+class LayerFigures:
+    """What the search found at a layer.
 
     Attributes:
-        map: [F][F], the share of a frame's attention that goes to a frame.
-        text_share: the share that goes to text.
+        error: relative squared error of the prediction with this layer alone tiled.
+        map: [F][F], the share of a frame's attention that goes to a frame; None without a map.
+        text_share: the share that goes to text; None without a map.
     """
 
-    map: Sequence[Sequence[float]] = ()
-    text_share: float = math.nan
+    error: float
+    map: Sequence[Sequence[float]] | None = None
+    text_share: float | None = None
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One denoiser call in PyTorch; NaN where nothing was measured.
+    """One denoiser call in PyTorch.
 
     Attributes:
         attention_share: of a dense call's time that the sites take, in [0, 1].
@@ -33,12 +35,9 @@ class Speed:
         measured: speed-up of a call.
     """
 
-    attention_share: float = math.nan
-    predicted: float = math.nan
-    measured: float = math.nan
-
-
-NOT_MEASURED = Speed()
+    attention_share: float
+    predicted: float
+    measured: float
 
 
 def tiles_data(
@@ -46,13 +45,12 @@ def tiles_data(
     sites: Sequence[Site],
     counts: Sequence[int],
     *,
-    budget: float = math.nan,
-    joint_error: float = math.nan,
-    errors: Sequence[float] = (),
-    maps: Sequence[AttentionMap] = (),
-    speed: Speed = NOT_MEASURED,
+    budget: float | None = None,
+    joint_error: float | None = None,
+    figures: Sequence[LayerFigures | None] | None = None,
+    speed: Speed | None = None,
 ) -> dict[str, Any]:
-    """`record.details["tiles"]`: one entry per layer, and the figures of all together.
+    """`record.details["tiles"]`: the choice, and what a search measured of it.
 
     Args:
         grid: the frames.
@@ -60,34 +58,29 @@ def tiles_data(
         counts: reference frames of each.
         budget: relative squared error of the prediction that was allowed.
         joint_error: that was found with all layers together.
-        errors: that was found with each layer alone.
-        maps: of each layer.
+        figures: of each layer.
         speed: of a denoiser call.
     """
-    layers = []
-    for place, (site, count) in enumerate(zip(sites, counts, strict=True)):
-        seen = maps[place] if maps else AttentionMap()
-        layers.append(
-            {
-                "site": site.name,
-                "references": list(spread_references(grid.frames, count)),
-                "density": tile_density(grid.frames, count),
-                "error": _number(errors[place]) if errors else None,
-                "map": [list(row) for row in seen.map] or None,
-                "text_share": _number(seen.text_share),
-            }
+    layers = tuple(
+        LayerTiles(
+            site=site.name,
+            references=spread_references(grid.frames, count),
+            density=tile_density(grid.frames, count),
+            error=None if found is None else found.error,
+            map=None if found is None else found.map,
+            text_share=None if found is None else found.text_share,
         )
-    return {
-        "frames": grid.frames,
-        "tokens_per_frame": grid.tokens_per_frame,
-        "budget": _number(budget),
-        "joint_error": _number(joint_error),
-        "attention_share": _number(speed.attention_share),
-        "predicted_speedup": _number(speed.predicted),
-        "measured_speedup": _number(speed.measured),
-        "layers": layers,
-    }
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+        for site, count, found in zip(sites, counts, figures or [None] * len(sites), strict=True)
+    )
+    return asdict(
+        FrameTiles(
+            frames=grid.frames,
+            tokens_per_frame=grid.tokens_per_frame,
+            budget=budget,
+            joint_error=joint_error,
+            attention_share=None if speed is None else speed.attention_share,
+            predicted_speedup=None if speed is None else speed.predicted,
+            measured_speedup=None if speed is None else speed.measured,
+            layers=layers,
+        )
+    )

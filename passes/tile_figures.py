@@ -10,21 +10,23 @@ from optimize.ir.token_axis import SDPA
 from optimize.measure.amdahl import predicted_speedup
 from optimize.measure.frame_attention import frame_attention
 from optimize.measure.timing import interleaved_seconds
-from optimize.passes.tile_data import AttentionMap, Speed
-from optimize.passes.tile_search import PREDICTION, stand_in
+from optimize.passes.tile_data import LayerFigures, Speed
+from optimize.passes.tile_search import PREDICTION, stand_ins
 
 REPEATS = 3
 
 
-def attention_maps(run: Replay, sites: Sequence[Site], grid: FrameGrid) -> list[AttentionMap]:
-    """The map of each site at the inputs of a run, which goes on to the last of them.
+def layer_figures(
+    run: Replay, sites: Sequence[Site], grid: FrameGrid, errors: Sequence[float]
+) -> list[LayerFigures]:
+    """Error and map of each site, the maps at the inputs of a run, which goes on to the last site.
 
     Tokens that do not stand frame after frame have no map.
     """
     if not grid.frame_major:
-        return [AttentionMap() for _ in sites]
-    maps = []
-    for site in sites:
+        return [LayerFigures(error) for error in errors]
+    figures = []
+    for site, error in zip(sites, errors, strict=True):
         run.advance(site.node)
         query, key, _ = site.inputs
         tiles, text_share = frame_attention(
@@ -37,8 +39,8 @@ def attention_maps(run: Replay, sites: Sequence[Site], grid: FrameGrid) -> list[
             mask=None if site.mask is None else run.value(site.mask),
             scale=site.scale,
         )
-        maps.append(AttentionMap(tiles.tolist(), text_share))
-    return maps
+        figures.append(LayerFigures(error, tiles.tolist(), text_share))
+    return figures
 
 
 def speed(
@@ -52,11 +54,7 @@ def speed(
         grid: their frames.
         counts: reference frames of each site.
     """
-    instead = {
-        site.node: stand_in(site, grid, count)
-        for site, count in zip(sites, counts, strict=True)
-        if count < grid.frames
-    }
+    instead = stand_ins(sites, grid, counts)
     run = start()
     whole = _medians(lambda: run.output(PREDICTION), lambda: run.output(PREDICTION, instead))
     dense = tiled = 0.0

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from torch import fx
 
 from optimize.ir.attention_sites import Site
 from optimize.ir.frame_axis import FrameGrid
@@ -76,11 +77,7 @@ def search(
     alone = _errors_alone(start, [exact for _, exact in runs], sites, grid, candidates)
     found, error = dense, 0.0
     for choice in choices(alone, grid.frames):
-        instead = {
-            site.node: stand_in(site, grid, count)
-            for site, count in zip(sites, choice, strict=True)
-            if count < grid.frames
-        }
+        instead = stand_ins(sites, grid, choice)
         joint = _mean([_error(run.output(PREDICTION, instead), exact) for run, exact in runs])
         if joint > budget:
             break
@@ -88,10 +85,21 @@ def search(
     return Search(found, error, alone)
 
 
-def stand_in(site: Site, grid: FrameGrid, count: int) -> Compute:
-    """Computes a site with some number of reference frames, spread evenly."""
-    references = spread_references(grid.frames, count)
-    return tiled(apply, site, grid, references, site.node.meta["val"].device)
+def stand_ins(
+    sites: Sequence[Site], grid: FrameGrid, counts: Sequence[int]
+) -> dict[fx.Node, Compute]:
+    """What computes each site with its number of reference frames; dense ones stay as they are."""
+    return {
+        site.node: tiled(
+            apply,
+            site,
+            grid,
+            spread_references(grid.frames, count),
+            site.node.meta["val"].device,
+        )
+        for site, count in zip(sites, counts, strict=True)
+        if count < grid.frames
+    }
 
 
 def choices(alone: Sequence[Mapping[int, float]], frames: int) -> list[Choice]:
@@ -155,7 +163,7 @@ def _errors_alone(
         for site, errors in zip(sites, found, strict=True):
             run.advance(site.node)
             for count in candidates:
-                instead = {site.node: stand_in(site, grid, count)}
+                instead = stand_ins([site], grid, [count])
                 errors[count].append(_error(run.output(PREDICTION, instead), reference))
     return tuple({count: _mean(each) for count, each in errors.items()} for errors in found)
 

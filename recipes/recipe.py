@@ -160,7 +160,8 @@ class Recipe:
     def locked(self, history: Sequence[Record]) -> "Recipe":
         """What was done: the passes that applied, with the options that they found by trying.
 
-        A run of it searches for nothing and leaves out what this run left out.
+        A run of it searches for nothing, leaves out what this run left out, and nothing else:
+        what applied is no longer optional.
 
         Args:
             history: of a program after this recipe; its last records are those of the passes.
@@ -181,7 +182,7 @@ class Recipe:
                 f"expected one after {', '.join(expected)}; lock the recipe that made it"
             )
         entries = tuple(
-            replace(entry, item=type(entry.item)(**record.options))
+            Entry(type(entry.item)(**record.options))
             for entry, record in zip(self.passes, records, strict=True)
             if record.declined is None
         )

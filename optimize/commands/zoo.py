@@ -11,7 +11,7 @@ from optimize.ir.denoise import DenoiseLoop, Prediction
 from optimize.ir.torus_flow import TorusFlowLoop
 from optimize.measure.quality import Interval
 from optimize.recipes.zoo.crystal_data import load_crystals
-from optimize.recipes.zoo.digits_data import IMAGE_SIZE, load_digits_data
+from optimize.recipes.zoo.digits_data import IMAGE_SIZE, DigitsData, load_digits_data
 from optimize.recipes.zoo.digits_degradation import degraded_digits
 from optimize.recipes.zoo.digits_dit import load_digits_dit
 from optimize.recipes.zoo.digits_heads import SCHEDULE as VARIANCE_SCHEDULE
@@ -36,14 +36,16 @@ EXAMPLE_SEED = 0
 def load_digits(name: str) -> LoadedModel:
     """The digits DiT with fifty Euler steps, its baseline."""
     loop = DenoiseLoop(steps=BASELINE_STEPS)
-    return LoadedModel(name, load_digits_dit(), _digits_inputs(), loop, BalancedDigits())
+    return LoadedModel(
+        name, load_digits_dit(), _digits_inputs(), loop, BalancedDigits(DigitsJudge.fit)
+    )
 
 
 def load_digits_with(prediction: Prediction, name: str) -> LoadedModel:
     """The digits DiT with another head, on the variance-preserving path, with fifty DDIM steps."""
     loop = DenoiseLoop(prediction=prediction, schedule=VARIANCE_SCHEDULE, steps=BASELINE_STEPS)
     model = load_digits_head(prediction)
-    return LoadedModel(name, model, _digits_inputs(), loop, BalancedDigits())
+    return LoadedModel(name, model, _digits_inputs(), loop, BalancedDigits(DigitsJudge.fit))
 
 
 def _digits_inputs() -> dict[str, torch.Tensor]:
@@ -77,19 +79,26 @@ def load_restorer(name: str) -> LoadedModel:
 
 
 class BalancedDigits:
-    """As many of each digit, against the train split."""
+    """As many of each digit, against the train split.
+
+    Args:
+        fit: makes the judge of such samples from the digits; called when one is first asked for.
+    """
+
+    def __init__(self, fit: Callable[[DigitsData], DigitsJudge | MovingDigitsJudge]) -> None:
+        self.fit = fit
 
     @cached_property
-    def judge(self) -> DigitsJudge:
+    def judge(self) -> DigitsJudge | MovingDigitsJudge:
         """Fitted when first asked."""
-        return DigitsJudge.fit(load_digits_data())
+        return self.fit(load_digits_data())
 
     def fields(self, first: int, count: int) -> Mapping[str, Any]:
         """Labels 0, 1, ..., 9, 0, ... from a place in that list on."""
         return {"class_labels": balanced_labels(first + count)[first:].numpy()}
 
     def frechet(self, samples: Any) -> Interval:
-        """Of images [B, 1, 32, 32], an array."""
+        """Of images [B, 1, 32, 32] or clips [B, 1, 8, 16, 16], an array."""
         return self.judge.frechet_interval(torch.from_numpy(samples))
 
 
@@ -101,24 +110,9 @@ def load_clips(name: str) -> LoadedModel:
         "class_labels": torch.arange(EXAMPLE_BATCH),
     }
     loop = DenoiseLoop(steps=BASELINE_STEPS)
-    return LoadedModel(name, load_moving_digits(), inputs, loop, BalancedClips())
-
-
-class BalancedClips:
-    """As many clips of each digit, against clips of the train split."""
-
-    @cached_property
-    def judge(self) -> MovingDigitsJudge:
-        """Fitted when first asked."""
-        return MovingDigitsJudge.fit(load_digits_data())
-
-    def fields(self, first: int, count: int) -> Mapping[str, Any]:
-        """Labels 0, 1, ..., 9, 0, ... from a place in that list on."""
-        return {"class_labels": balanced_labels(first + count)[first:].numpy()}
-
-    def frechet(self, samples: Any) -> Interval:
-        """Of clips [B, 1, 8, 16, 16], an array."""
-        return self.judge.frechet(torch.from_numpy(samples))
+    return LoadedModel(
+        name, load_moving_digits(), inputs, loop, BalancedDigits(MovingDigitsJudge.fit)
+    )
 
 
 def load_crystal_flow(name: str) -> LoadedModel:

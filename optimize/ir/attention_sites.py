@@ -8,7 +8,7 @@ from torch import fx
 from optimize.ir.axes import Axes, Axis
 from optimize.ir.graph import Graph
 from optimize.ir.node_arguments import argument
-from optimize.ir.token_axis import SDPA
+from optimize.ir.token_axis import SDPA, mask_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def attention_sites(
                 name=_name(node),
                 prefix=sum(sizes[:place]),
                 suffix=sum(sizes[place + 1 :]),
-                mask=argument(node, 3, "attn_mask"),
+                mask=mask_of(node),
                 scale=cast(float | None, node.kwargs.get("scale")),
             )
         )
@@ -91,7 +91,7 @@ def _refusal(axes: Axes, node: fx.Node, query: Axis, key: Axis, tokens: Axis) ->
         return f"the query has {value.ndim} dimensions, expected [B, N, S, D]"
     if node.kwargs.get("enable_gqa", False):
         return "heads share keys (enable_gqa), expected a key head for each query head"
-    mask = argument(node, 3, "attn_mask")
+    mask = mask_of(node)
     if mask is not None:
         shape = list(mask.meta["val"].shape)
         if len(shape) != 4 or shape[-2] != 1:

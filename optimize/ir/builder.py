@@ -146,6 +146,13 @@ class Builder:
         )
 
 
+def builder_with_inputs(graph: Graph) -> tuple[Builder, dict[str, fx.Node]]:
+    """A builder that begins with the inputs of a graph, and input name → node."""
+    builder = Builder(fake_mode_of(graph))
+    inputs = {name: builder.input(name, graph.node(name).meta["val"]) for name in graph.inputs}
+    return builder, inputs
+
+
 def fake_mode_of(graph: Graph) -> FakeTensorMode:
     """The fake tensor mode that the values of a graph belong to."""
     for node in graph.graph.nodes:

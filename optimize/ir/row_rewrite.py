@@ -23,7 +23,7 @@ from optimize.ir.builder import Builder
 from optimize.ir.graph import Graph, tensor_inputs
 from optimize.ir.node_arguments import argument
 from optimize.ir.row_sizes import RowSizes
-from optimize.ir.token_axis import SDPA, CannotSubset, descendants, is_attention
+from optimize.ir.token_axis import SDPA, CannotSubset, descendants, is_attention, mask_of
 
 aten = torch.ops.aten
 
@@ -111,7 +111,7 @@ class RowRewrite(ABC):
         query, *keys_and_values = (cast(fx.Node, node.args[i]) for i in range(3))
         args = [self.mapping[query], *map(self._all_rows, keys_and_values), *node.args[3:]]
         kwargs = dict(node.kwargs)
-        mask = argument(node, 3, "attn_mask")
+        mask = mask_of(node)
         if mask is not None and len(node.args) > 3:
             args[3] = self._mask_rows(mask, node)
         elif mask is not None:

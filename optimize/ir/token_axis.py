@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from optimize.ir.axes import Axes, Axis, op_name
+from optimize.ir.axis_rules import infer_axes
 from optimize.ir.errors import InputModelError
 from optimize.ir.graph import Graph, tensor_inputs
 from optimize.ir.node_arguments import argument
@@ -44,6 +45,18 @@ def token_axis(graph: Graph, axes: Axes) -> Axis:
         sizes = ", ".join(str(axis.extent) for axis in found)
         raise CannotSubset(f"found {len(found)} token axes of sizes {sizes}, expected one")
     return found[0]
+
+
+def token_count(graph: Graph) -> int:
+    """How many tokens a denoiser has, whatever the request.
+
+    Raises:
+        CannotSubset: it has no token axis, or their number is not fixed.
+    """
+    tokens = token_axis(graph, infer_axes(graph))
+    if not isinstance(tokens.extent, int):
+        raise CannotSubset(f"the number of tokens is {tokens.extent}, expected a fixed one")
+    return tokens.extent
 
 
 def born_from_latent(graph: Graph, axes: Axes, axis: Axis) -> bool:

@@ -9,6 +9,7 @@ Source: Peebles and Xie (2023), section 3.2; Lipman et al. (2023), equation 22.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
@@ -103,17 +104,81 @@ class Block(nn.Module):
         return output
 
 
-class DigitsDiT(nn.Module):
-    """Predicts the flow velocity of a noisy digit.
+class PatchDiT(nn.Module, ABC):
+    """Predicts the flow velocity of noisy pictures or clips, patch by patch.
+
+    A subclass gives the patch embedding and the positions, and joins patches again.
+
+    Args:
+        patch_embedding: turns a latent into tokens [B, C, ...].
+        positions: added to the tokens, [1, S, C].
+        patch_size: height and width of one token in pixels.
+        block_count: transformer blocks.
+        head_count: attention heads.
+        expansion: hidden width of the perceptron in units of the token width.
+        class_count: classes; the label `class_count` itself is the null label.
+    """
+
+    def __init__(
+        self,
+        patch_embedding: nn.Module,
+        positions: torch.Tensor,
+        patch_size: int,
+        block_count: int,
+        head_count: int,
+        expansion: int,
+        class_count: int,
+    ) -> None:
+        super().__init__()
+        dim = positions.shape[-1]
+        self.patch_size = patch_size
+        self.patch_embedding = patch_embedding
+        self.timestep_embedding = TimestepEmbedding(dim)
+        self.class_embedding = nn.Embedding(class_count + 1, dim)
+        self.blocks = nn.ModuleList(Block(dim, head_count, expansion) for _ in range(block_count))
+        self.modulation = nn.Linear(dim, 2 * dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.to_patch = nn.Linear(dim, patch_size * patch_size)
+        self.positions: torch.Tensor
+        self.register_buffer("positions", positions, False)
+        for layer in (self.modulation, self.to_patch):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, hidden_states: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Predicts `noise - clean` for each noisy sample.
+
+        Args:
+            hidden_states: [B, 1, ..., H, W], float32, the latent at `timestep`.
+            timestep: [B], float32, in [0, 1000], 1000 times sigma.
+            class_labels: [B], int64, in [0, 10]; 10 draws any digit (the null label).
+        Returns:
+            The velocity, shape and dtype of `hidden_states`.
+        """
+        tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2)  # [B, S, C]
+        tokens = tokens + self.positions
+        condition = F.silu(self.timestep_embedding(timestep) + self.class_embedding(class_labels))
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        shift, scale = self.modulation(condition).unsqueeze(1).chunk(2, dim=-1)
+        patches = self.to_patch(self.norm(tokens) * (1 + scale) + shift)
+        return self.join_patches(patches)
+
+    @abstractmethod
+    def join_patches(self, patches: torch.Tensor) -> torch.Tensor:
+        """The samples whose patches, [B, S, patch_size**2], these are."""
+
+
+class DigitsDiT(PatchDiT):
+    """Predicts the flow velocity of a noisy digit, [B, 1, H, W].
 
     Args:
         image_size: height and width in pixels, a multiple of `patch_size`.
         patch_size: height and width of one token in pixels.
         dim: token width, a multiple of 4 and of `head_count`.
-        block_count: transformer blocks.
-        head_count: attention heads.
-        expansion: hidden width of the perceptron in units of `dim`.
-        class_count: classes; the label `class_count` itself is the null label.
+        block_count, head_count, expansion, class_count: as in `PatchDiT`.
     Raises:
         ValueError: a size does not divide as required.
     """
@@ -128,49 +193,24 @@ class DigitsDiT(nn.Module):
         expansion: int = 4,
         class_count: int = 10,
     ) -> None:
-        super().__init__()
         if image_size % patch_size or dim % 4 or dim % head_count:
             raise ValueError(
                 f"DigitsDiT: found image_size {image_size} and dim {dim}, expected multiples of "
                 f"patch_size {patch_size} and of 4 and head_count {head_count}; change them."
             )
-        self.patch_size = patch_size
-        self.grid_size = image_size // patch_size
-        self.patch_embedding = nn.Conv2d(1, dim, patch_size, stride=patch_size)
-        self.timestep_embedding = TimestepEmbedding(dim)
-        self.class_embedding = nn.Embedding(class_count + 1, dim)
-        self.blocks = nn.ModuleList(Block(dim, head_count, expansion) for _ in range(block_count))
-        self.modulation = nn.Linear(dim, 2 * dim)
-        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.to_patch = nn.Linear(dim, patch_size * patch_size)
-        self.positions: torch.Tensor
-        self.register_buffer("positions", position_table(self.grid_size, dim), False)
-        for layer in (self.modulation, self.to_patch):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        grid = image_size // patch_size
+        super().__init__(
+            nn.Conv2d(1, dim, patch_size, stride=patch_size),
+            position_table(grid, dim),
+            patch_size,
+            block_count,
+            head_count,
+            expansion,
+            class_count,
+        )
+        self.grid_size = grid
 
-    def forward(
-        self, hidden_states: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor
-    ) -> torch.Tensor:
-        """Predicts `noise - clean` for each noisy image.
-
-        Args:
-            hidden_states: [B, 1, H, W], float32, the latent at `timestep`.
-            timestep: [B], float32, in [0, 1000], 1000 times sigma.
-            class_labels: [B], int64, in [0, 10]; 10 draws any digit (the null label).
-        Returns:
-            The velocity, [B, 1, H, W], float32.
-        """
-        tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2)  # [B, S, C]
-        tokens = tokens + self.positions
-        condition = F.silu(self.timestep_embedding(timestep) + self.class_embedding(class_labels))
-        for block in self.blocks:
-            tokens = block(tokens, condition)
-        shift, scale = self.modulation(condition).unsqueeze(1).chunk(2, dim=-1)
-        patches = self.to_patch(self.norm(tokens) * (1 + scale) + shift)
-        return self._join_patches(patches)
-
-    def _join_patches(self, patches: torch.Tensor) -> torch.Tensor:
+    def join_patches(self, patches: torch.Tensor) -> torch.Tensor:
         grid, patch = self.grid_size, self.patch_size
         pixels = patches.reshape(-1, grid, grid, patch, patch).permute(0, 1, 3, 2, 4)
         return pixels.reshape(-1, 1, grid * patch, grid * patch)

@@ -47,8 +47,8 @@ def main() -> None:
         clips = sample_clips(model, noise, labels, steps)
         gap = trajectory_distance(flat_clips(clips[few]), flat_clips(fine))
         accuracy = judge.accuracy(clips, labels)
-        print(f"| {steps} | {judge.frechet(clips)} | {accuracy:.1%} | {gap} |", flush=True)
-    real = judge.frechet(judge.held_out)
+        print(f"| {steps} | {judge.frechet_interval(clips)} | {accuracy:.1%} | {gap} |", flush=True)
+    real = judge.frechet_interval(judge.held_out)
     print(f"| real held-out clips | {real} | {judge.held_out_accuracy():.1%} | |")
     if arguments.sheet:
         arguments.sheet.write_bytes(sheet(clips[:CLASS_COUNT]))

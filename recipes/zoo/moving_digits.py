@@ -13,10 +13,9 @@ import math
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from optimize.recipes.zoo.digits_dit import Block, TimestepEmbedding
+from optimize.recipes.zoo.digits_dit import PatchDiT
 from optimize.recipes.zoo.moving_digits_data import FRAME_SIZE, FRAMES
 from optimize.recipes.zoo.weights import with_weights
 
@@ -36,18 +35,15 @@ def load_moving_digits(path: Path = WEIGHTS_PATH) -> MovingDigitsDiT:
     return with_weights(MovingDigitsDiT(), path, WEIGHTS_SHA256)
 
 
-class MovingDigitsDiT(nn.Module):
-    """Predicts the flow velocity of a noisy clip.
+class MovingDigitsDiT(PatchDiT):
+    """Predicts the flow velocity of a noisy clip, [B, 1, F, H, W].
 
     Args:
         frames: frames of a clip.
         frame_size: height and width of a frame in pixels, a multiple of `patch_size`.
         patch_size: height and width of one token in pixels; a token is of one frame.
         dim: token width, a multiple of 6 and of `head_count`.
-        block_count: transformer blocks.
-        head_count: attention heads.
-        expansion: hidden width of the perceptron in units of `dim`.
-        class_count: classes; the label `class_count` itself is the null label.
+        block_count, head_count, expansion, class_count: as in `PatchDiT`.
     Raises:
         ValueError: a size does not divide as required.
     """
@@ -63,50 +59,24 @@ class MovingDigitsDiT(nn.Module):
         expansion: int = 4,
         class_count: int = 10,
     ) -> None:
-        super().__init__()
         if frame_size % patch_size or dim % 6 or dim % head_count:
             raise ValueError(
                 f"MovingDigitsDiT: found frame_size {frame_size} and dim {dim}, expected multiples "
                 f"of patch_size {patch_size} and of 6 and head_count {head_count}; change them."
             )
-        self.frames, self.patch_size, self.grid_size = frames, patch_size, frame_size // patch_size
-        patch = (1, patch_size, patch_size)
-        self.patch_embedding = nn.Conv3d(1, dim, patch, stride=patch)
-        self.timestep_embedding = TimestepEmbedding(dim)
-        self.class_embedding = nn.Embedding(class_count + 1, dim)
-        self.blocks = nn.ModuleList(Block(dim, head_count, expansion) for _ in range(block_count))
-        self.modulation = nn.Linear(dim, 2 * dim)
-        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.to_patch = nn.Linear(dim, patch_size * patch_size)
-        self.positions: torch.Tensor
-        table = position_table((frames, self.grid_size, self.grid_size), dim)
-        self.register_buffer("positions", table, False)
-        for layer in (self.modulation, self.to_patch):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        grid, patch = frame_size // patch_size, (1, patch_size, patch_size)
+        super().__init__(
+            nn.Conv3d(1, dim, patch, stride=patch),
+            position_table((frames, grid, grid), dim),
+            patch_size,
+            block_count,
+            head_count,
+            expansion,
+            class_count,
+        )
+        self.frames, self.grid_size = frames, grid
 
-    def forward(
-        self, hidden_states: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor
-    ) -> torch.Tensor:
-        """Predicts `noise - clean` for each noisy clip.
-
-        Args:
-            hidden_states: [B, 1, F, H, W], float32, the latent at `timestep`.
-            timestep: [B], float32, in [0, 1000], 1000 times sigma.
-            class_labels: [B], int64, in [0, 10]; 10 draws any digit (the null label).
-        Returns:
-            The velocity, [B, 1, F, H, W], float32.
-        """
-        tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2)  # [B, S, C]
-        tokens = tokens + self.positions
-        condition = F.silu(self.timestep_embedding(timestep) + self.class_embedding(class_labels))
-        for block in self.blocks:
-            tokens = block(tokens, condition)
-        shift, scale = self.modulation(condition).unsqueeze(1).chunk(2, dim=-1)
-        patches = self.to_patch(self.norm(tokens) * (1 + scale) + shift)
-        return self._join_patches(patches)
-
-    def _join_patches(self, patches: torch.Tensor) -> torch.Tensor:
+    def join_patches(self, patches: torch.Tensor) -> torch.Tensor:
         grid, patch = self.grid_size, self.patch_size
         pixels = patches.reshape(-1, self.frames, grid, grid, patch, patch)
         pixels = pixels.permute(0, 1, 2, 4, 3, 5)

@@ -82,7 +82,7 @@ class MovingDigitsJudge:
         """Accuracy on real held-out clips: the most that generated ones can be asked for."""
         return self.accuracy(self.held_out, self.held_out_labels)
 
-    def frechet(self, clips: torch.Tensor) -> Interval:
+    def frechet_interval(self, clips: torch.Tensor) -> Interval:
         """Frechet distance of whole clips to train clips, with a bootstrap interval."""
         features = self.components.transform(flat_clips(clips))
         return frechet_with_interval(features, self.reference)

@@ -52,7 +52,7 @@ def train(model: MovingDigitsDiT, data: DigitsData, options: ClipOptions, out: P
         labels = balanced_labels(options.check_samples)
         clips = sample_clips(averaged, clip_noise(len(labels), seed=1), labels, steps=10)
         return {
-            "frechet": judge.frechet(clips).value,
+            "frechet": judge.frechet_interval(clips).value,
             "accuracy": judge.accuracy(clips, labels),
         }
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from optimize.ir.axis_rules import infer_axes
-from optimize.ir.builder import Builder, fake_mode_of
+from optimize.ir.builder import builder_with_inputs
 from optimize.ir.graph import Graph
 from optimize.ir.row_subset import RowSubset, Subset
 from optimize.ir.token_axis import CannotSubset, token_axis
@@ -13,8 +13,7 @@ from optimize.ir.token_axis import CannotSubset, token_axis
 def on_rows(graph: Graph, count: int) -> tuple[Graph, Subset]:
     axes = infer_axes(graph)
     tokens = token_axis(graph, axes)
-    builder = Builder(fake_mode_of(graph))
-    arguments = {name: builder.input(name, graph.node(name).meta["val"]) for name in graph.inputs}
+    builder, arguments = builder_with_inputs(graph)
     batch = graph.node("latent").meta["val"].shape[0]
     index = builder.input("index", builder.fake((batch, count), torch.int64))
     subset = RowSubset(graph, axes, tokens, builder, index, arguments).run()
@@ -23,8 +22,7 @@ def on_rows(graph: Graph, count: int) -> tuple[Graph, Subset]:
 
 def with_sources(graph: Graph, subset: Subset) -> Graph:
     """The whole graph with the cached tensors as further outputs."""
-    builder = Builder(fake_mode_of(graph))
-    arguments = {name: builder.input(name, graph.node(name).meta["val"]) for name in graph.inputs}
+    builder, arguments = builder_with_inputs(graph)
     nodes = builder.inlined_nodes(graph, arguments)
     outputs = {name: nodes[node] for name, node in graph.output_nodes().items()}
     outputs |= {cache.name: nodes[cache.source] for cache in subset.caches}

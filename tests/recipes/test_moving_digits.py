@@ -113,7 +113,7 @@ def test_judge_knows_real_clips_and_no_others(judge: MovingDigitsJudge) -> None:
     assert judge.accuracy(judge.held_out, wrong) < 0.02
     noise = clip_noise(100, seed=0).clamp(-1, 1)
     assert judge.accuracy(noise, balanced_labels(100)) < 0.25
-    assert judge.frechet(judge.held_out).value < 0.1 * judge.frechet(noise).value
+    assert judge.frechet_interval(judge.held_out).value < 0.1 * judge.frechet_interval(noise).value
 
 
 def test_judge_does_not_know_a_digit_that_changes(judge: MovingDigitsJudge) -> None:
