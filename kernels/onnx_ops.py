@@ -44,6 +44,10 @@ class OnnxOps(Protocol):
         """A constant scalar in the dtype of a value that came from the traced graph."""
         ...
 
+    def dtype(self, value: Value) -> str:
+        """The dtype of a value that came from the traced graph, such as "float32"."""
+        ...
+
     def sizes(self, value: Value) -> tuple[Size, ...]:
         """The shape of a value that came from the traced graph."""
         ...

@@ -5,17 +5,23 @@ cache when input and output are bound to the same memory. (A flattened cache cos
 a reshape in front of a graph output cannot share the output's memory.)
 """
 
-from optimize.kernels.onnx_ops import OnnxOps, Value
+from optimize.kernels.onnx_ops import OnnxOps, Size, Value
 
 
 def lower(ops: OnnxOps, cache: Value, index: Value, rows: Value, dim: int) -> Value:
-    """Scatters with the full coordinates [B, ..., M, dim + 1] of every row.
+    """One ScatterND of as many rows as the index names."""
+    return scatter(ops, cache, index, ops.sizes(index)[1], rows, dim)
+
+
+def scatter(
+    ops: OnnxOps, cache: Value, index: Value, count: Size, rows: Value, dim: int
+) -> Value:
+    """Scatters with the full coordinates [B, ..., M, dim + 1] of every row; M is `count`.
 
     The coordinates depend on sizes and `index` only, so layers of equal shape share them.
     """
     sizes = ops.sizes(cache)
     dim = dim + len(sizes) if dim < 0 else dim
-    count = ops.sizes(index)[1]
     shape = ops.shape([*sizes[:dim], count])
     coordinates = []
     for axis in range(dim):

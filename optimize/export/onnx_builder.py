@@ -116,6 +116,10 @@ class OnnxBuilder:
         """A constant scalar in the dtype of a value that came from the traced graph."""
         return self.constant(number, self._traced[other].dtype)
 
+    def dtype(self, value: ir.Value) -> str:
+        """The dtype of a value that came from the traced graph, such as "float32"."""
+        return str(self._traced[value].dtype).removeprefix("torch.")
+
     def declare(self, value: ir.Value, traced: torch.Tensor) -> None:
         """Records the traced shape and dtype of a value."""
         self._traced[value] = traced
