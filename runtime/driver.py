@@ -78,7 +78,7 @@ class Run:
         self.begin()
         for item in self.loop.body:
             self._execute(item, 0)
-        results = {name: np.stack(parts) for name, parts in self.appended.items()}
+        results = {name: np.stack(parts, axis=1) for name, parts in self.appended.items()}
         for name, slot in self.loop.results.items():
             results[name] = self.engine.download(self._state[slot])
         return results

@@ -163,7 +163,8 @@ class Loop(Data):
 class Input(Data):
     """A request field: conditioning, guidance scale, initial latent.
 
-    `low` and `high` bound the values (inclusive) where the field has a range.
+    `low` and `high` bound the values (inclusive) where the field has a range; `at_most` names a
+    size of the request that they may not exceed.
     """
 
     name: Identifier
@@ -172,6 +173,7 @@ class Input(Data):
     default: float | int | None = None
     low: float | None = None
     high: float | None = None
+    at_most: Identifier | None = None
 
 
 class Signature(Data):

@@ -65,7 +65,7 @@ def check_request(
             )
     for name, array in arrays.items():
         arrays[name] = _fit_shape(fields[name], array, sizes)
-        _check_values(fields[name], arrays[name])
+        _check_values(fields[name], arrays[name], sizes)
     return CheckedRequest(
         arrays=arrays,
         dtypes={name: fields[name].dtype for name in arrays},
@@ -160,7 +160,7 @@ def _fit_shape(item: Input | Noise, array: NDArray[Any], sizes: dict[str, int]) 
     return array
 
 
-def _check_values(item: Input | Noise, array: NDArray[Any]) -> None:
+def _check_values(item: Input | Noise, array: NDArray[Any], sizes: dict[str, int]) -> None:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         index = tuple(int(position) for position in np.argwhere(~np.isfinite(array))[0])
         raise RuntimeInputError(
@@ -168,6 +168,8 @@ def _check_values(item: Input | Noise, array: NDArray[Any]) -> None:
         )
     low = item.low if isinstance(item, Input) else None
     high = item.high if isinstance(item, Input) else None
+    if isinstance(item, Input) and item.at_most is not None:
+        high = min(sizes[item.at_most], high or sizes[item.at_most])
     if array.size and (low is not None or high is not None):
         smallest, largest = array.min(), array.max()
         if (low is not None and smallest < low) or (high is not None and largest > high):

@@ -85,7 +85,12 @@ def _(
 
 @register_flop_formula(torch.ops.optimize.cached_attention, get_raw=True)
 def _flops(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, *_: Any, **__: Any
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cache: torch.Tensor,
+    *_: Any,
+    **__: Any,
 ) -> int:
     """Both products over a full cache, which is the most that a step can need."""
     batch, heads, count, width = query.shape

@@ -13,9 +13,7 @@ def lower(ops: OnnxOps, cache: Value, index: Value, rows: Value, dim: int) -> Va
     return scatter(ops, cache, index, ops.sizes(index)[1], rows, dim)
 
 
-def scatter(
-    ops: OnnxOps, cache: Value, index: Value, count: Size, rows: Value, dim: int
-) -> Value:
+def scatter(ops: OnnxOps, cache: Value, index: Value, count: Size, rows: Value, dim: int) -> Value:
     """Scatters with the full coordinates [B, ..., M, dim + 1] of every row; M is `count`.
 
     The coordinates depend on sizes and `index` only, so layers of equal shape share them.

@@ -28,6 +28,21 @@ class Traced:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class NamedSize:
+    """A size besides the batch that a request decides.
+
+    Attributes:
+        argument, dimension: where it is seen.
+        smallest, largest: its range.
+    """
+
+    argument: str
+    dimension: int
+    smallest: int
+    largest: int
+
+
 def prepare(model: Any, example_inputs: Any) -> dict[str, Any]:
     """All checks that need no tracing; returns the example inputs as a dict.
 
@@ -115,6 +130,7 @@ def trace(
     batch: int | None,
     dynamic: bool | None,
     largest: int = MAX_BATCH,
+    sizes: Mapping[str, NamedSize] | None = None,
 ) -> Traced:
     """Traces a module to a functional graph with parameters lifted out.
 
@@ -125,6 +141,7 @@ def trace(
         batch: size of the batch in the example; tensors whose first dimension has it are batched.
         dynamic: whether the batch may vary: True requires it, None tries.
         largest: the largest batch that is asked for.
+        sizes: further sizes that a request decides, by name; the batch must be one, too.
     Raises:
         InputModelError: the module cannot be traced; says where in the user's code.
     """
@@ -133,9 +150,12 @@ def trace(
     exported = None
     if dynamic is not False and batch is not None and batch > 1:
         size = torch.export.Dim("batch", min=1, max=largest)
-        shapes = tuple(
+        shapes: tuple[dict[int, Any], ...] = tuple(
             {0: size} if tensor.ndim and tensor.shape[0] == batch else {} for tensor in flat.tensors
         )
+        for name, item in (sizes or {}).items():
+            where = shapes[flat.names.index(item.argument)]
+            where[item.dimension] = torch.export.Dim(name, min=item.smallest, max=item.largest)
         try:
             exported = _export(flat, (shapes,))
         except torch._dynamo.exc.UserError as error:
@@ -152,7 +172,7 @@ def trace(
         )
     if exported is None:
         exported = _export(flat, None)
-    graph, weights = _graph_of(exported, flat, outputs)
+    graph, weights = _graph_of(exported, flat, outputs, sizes or {})
     _refuse_random(graph)
     return Traced(graph, weights, tuple(notes))
 
@@ -204,7 +224,10 @@ def _user_line(error: BaseException) -> str:
 
 
 def _graph_of(
-    exported: torch.export.ExportedProgram, flat: Flat, outputs: tuple[str, ...]
+    exported: torch.export.ExportedProgram,
+    flat: Flat,
+    outputs: tuple[str, ...],
+    sizes: Mapping[str, NamedSize],
 ) -> tuple[Graph, dict[str, torch.Tensor]]:
     """The exported graph in the form of `Graph`, and the tensors of its weights."""
     signature = exported.graph_signature
@@ -248,7 +271,7 @@ def _graph_of(
         weights=placeholder_weights,
         inputs=tuple(inputs),
         outputs=outputs,
-        dimensions=_named_dimensions(graph, inputs),
+        dimensions=_named_dimensions(graph, inputs, sizes),
     )
     kept = set(placeholder_weights.values())
     return result, {name: tensor for name, tensor in tensors.items() if name in kept}
@@ -306,14 +329,19 @@ def _key(node: fx.Node) -> Any:
     return (node.target, hashable(node.args), hashable(node.kwargs))
 
 
-def _named_dimensions(graph: fx.Graph, inputs: list[str]) -> dict[str, str]:
-    """The symbol of the batch, if it may vary."""
+def _named_dimensions(
+    graph: fx.Graph, inputs: list[str], sizes: Mapping[str, NamedSize]
+) -> dict[str, str]:
+    """The symbols of the batch, if it may vary, and of the other sizes a request decides."""
+    found: dict[str, str] = {}
+    named = {(item.argument, item.dimension): name for name, item in sizes.items()}
     for node in graph.nodes:
-        if node.op == "placeholder" and node.name in inputs and node.meta["val"].ndim:
-            size = node.meta["val"].shape[0]
-            if isinstance(size, torch.SymInt) and not size.node.expr.is_number:
-                return {"batch": str(size.node.expr)}
-    return {}
+        if node.op == "placeholder" and node.name in inputs:
+            for dimension, size in enumerate(node.meta["val"].shape):
+                name = named.get((node.name, dimension), "batch" if dimension == 0 else None)
+                if name and isinstance(size, torch.SymInt) and not size.node.expr.is_number:
+                    found.setdefault(name, str(size.node.expr))
+    return found
 
 
 def _refuse_random(graph: Graph) -> None:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from optimize.ir import exporting
+from optimize.ir.decode import Decoding
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.exporting import LoopForm
 from optimize.ir.graph import Graph
@@ -39,6 +40,8 @@ class Program:
         tables: name → one row per step; float64-computed, stored as the graphs want them.
         signature: what a request may contain and what it returns.
         description: what the user said about the loop; passes make new schedules from it.
+        decoding: of a program that generates tokens, with the roles "prefill", "decode" and, where
+            there is an image, "vision".
         plan: which body of the loop each step runs; None runs "step" at every step.
         history: one record per pass.
         notes: facts found at capture that a user should know, such as "batch is fixed at 2".
@@ -50,6 +53,7 @@ class Program:
     tables: Mapping[str, NDArray[Any]]
     signature: Signature
     description: DenoiseLoop | None = None
+    decoding: Decoding | None = None
     plan: StepPlan | None = None
     history: tuple[Record, ...] = ()
     notes: tuple[str, ...] = ()

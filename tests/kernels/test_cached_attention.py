@@ -63,7 +63,10 @@ def test_opcheck():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"lengths": torch.tensor([0, 1, 5])}, "found 6 rows with the new ones, expected at most 5"),
+        (
+            {"lengths": torch.tensor([0, 1, 5])},
+            "found 6 rows with the new ones, expected at most 5",
+        ),
         ({"lengths": torch.zeros(3)}, "expected \\[B\\] int64"),
         ({"key": torch.zeros(3, 3, 1, 16)}, "G a divisor of the query heads"),
         ({"value_cache": torch.zeros(3, 2, 4, 16)}, "found value_cache of shape \\[3, 2, 4, 16\\]"),
