@@ -9,10 +9,17 @@ from dataclasses import dataclass
 from optimize.passes.cache_regions import CacheRegions
 from optimize.passes.fuse_solver import FuseSolver
 from optimize.passes.pass_base import Pass
+from optimize.passes.prune_visual_tokens import PruneVisualTokens
 from optimize.passes.shard_sequence import ShardSequence
 from optimize.passes.tile_attention import TileAttention
 
-PASSES: tuple[type[Pass], ...] = (CacheRegions, TileAttention, ShardSequence, FuseSolver)
+PASSES: tuple[type[Pass], ...] = (
+    CacheRegions,
+    TileAttention,
+    PruneVisualTokens,
+    ShardSequence,
+    FuseSolver,
+)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 One new row in single or half precision is ONNX Runtime's GroupQueryAttention, which writes the row
 into the caches where input and output are bound to the same memory, and reads the rows in use only.
-Its CPU kernel takes several new rows for a batch of 1 only. They, and other precisions, are standard
-ops: ScatterND, a mask, Attention.
+Its CPU kernel takes several new rows for a batch of 1 only. They, and other precisions, are
+standard ops: ScatterND, a mask, Attention.
 """
 
 from optimize.kernels.onnx_ops import OnnxOps, Value

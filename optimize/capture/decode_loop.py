@@ -1,6 +1,5 @@
 """Puts the graphs of a decoder and the loop that calls them together as a program."""
 
-import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -10,6 +9,7 @@ from optimize.capture.from_denoiser import dimensions_of
 from optimize.capture.from_module import MAX_BATCH
 from optimize.ir.decode import Decoding
 from optimize.ir.graph import Graph
+from optimize.ir.key_value_slots import CACHE
 from optimize.ir.program import Program
 from optimize.ir.torch_engine import DTYPE_NAMES
 from optimize.runtime.loop import (
@@ -32,7 +32,6 @@ def decode_program(
     graphs: Mapping[str, Graph],
     weights: Mapping[str, torch.Tensor],
     decoding: Decoding,
-    vocabulary: int,
 ) -> Program:
     """The program whose graphs "vision", "prefill" and "decode" generate tokens.
 
@@ -60,16 +59,21 @@ def decode_program(
             results={"logits": "logits"},
         ),
         tables={},
-        signature=_signature(graphs, decoding, vocabulary),
+        signature=_signature(graphs, decoding),
         decoding=decoding,
     )
 
 
-REQUEST = ("input_ids", "lengths", "max_new_tokens", "pixel_values", "temperature", "top_p")
+REQUEST = (
+    "input_ids",
+    "lengths",
+    "max_new_tokens",
+    "pixel_values",
+    "importance",
+    "temperature",
+    "top_p",
+)
 """Inputs of graphs that a request gives."""
-
-CACHE = re.compile(r"(key|value)_\d+")
-"""Names of the slots of a key-value cache."""
 
 
 def _call(role: str, graph: Graph) -> Call:
@@ -103,10 +107,11 @@ def _slots(graphs: Mapping[str, Graph]) -> list[Slot]:
     return list(slots.values())
 
 
-def _signature(graphs: Mapping[str, Graph], decoding: Decoding, vocabulary: int) -> Signature:
+def _signature(graphs: Mapping[str, Graph], decoding: Decoding) -> Signature:
     loop = decoding.loop
     ranges: dict[str, dict[str, float | int | str]] = {
-        "input_ids": {"low": 0.0, "high": vocabulary - 1.0},
+        "input_ids": {"low": 0.0, "high": decoding.vocabulary - 1.0},
+        "importance": {"low": 0.0, "high": 1.0},
         "lengths": {"default": 0, "low": 0.0, "at_most": "prompt"},
         "max_new_tokens": {
             "default": loop.max_new_tokens,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from optimize.ir.decode import DecodeLoop, Sampling
+from optimize.ir.decode import PROMPT_POSITIONS, DecodeLoop, Sampling
 from optimize.kernels.gather_rows import gather_rows
 
 STEP_OUTPUTS = ("token", "tokens", "rows", "remaining", "finished")
@@ -53,6 +53,9 @@ class PromptStep(nn.Module):
         super().__init__()
         self.module = decoder
         self.choose = Choice(loop)
+        # The positions of a shorter prompt are the first of these.
+        positions = decoder.prompt_positions(loop.max_prompt)
+        self.register_buffer(PROMPT_POSITIONS, positions, persistent=False)
 
     def forward(
         self,
@@ -68,13 +71,14 @@ class PromptStep(nn.Module):
         decoder: Any = self.module
         image_rows = decoder.image_tokens if image_features is not None else 0
         rows = length + image_rows
-        positions = decoder.prompt_positions(length)
+        positions = getattr(self, PROMPT_POSITIONS)[..., :rows]
         positions = positions.expand(*positions.shape[:-2], batch, rows)
         given = {} if image_features is None else {"image_features": image_features}
         # 0 stands for prompts without padding.
         text = torch.where(lengths > 0, lengths, length)
         used = text + image_rows
         if decoder.attention == "prefix":
+            # The padding is no key of any row.
             keys = torch.arange(rows, device=used.device) < used[:, None]
             attention_mask = torch.logical_and(attention_mask, keys[:, None, None, :])
         logits = decoder(

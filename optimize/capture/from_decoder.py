@@ -32,6 +32,7 @@ from optimize.capture.key_value_cache import MASK, with_cache_outputs, with_cach
 from optimize.ir.decode import DecodeLoop, Decoding
 from optimize.ir.errors import InputModelError
 from optimize.ir.graph import Graph
+from optimize.ir.last_row import with_last_row_only
 from optimize.ir.program import Program
 
 BATCH = 2
@@ -86,12 +87,20 @@ def capture_decoder(
         prompt = _trace_prompt(decoder, loop, features)
         token = _trace_token(decoder, loop)
     capacity = _capacity(decoder, loop)
-    graphs["prefill"], layers = with_cache_outputs(_merged(prompt, weights), capacity)
+    prefill, layers = with_cache_outputs(_merged(prompt, weights), capacity)
+    graphs["prefill"] = with_last_row_only(prefill)
     graphs["decode"] = with_caches(_merged(token, weights), capacity)
     if not allow_nonfinite:
         check_finite(weights)
-    decoding = Decoding(loop, decoder.attention, decoder.image_tokens, decoder.image_offset, layers)
-    return decode_program(graphs, weights, decoding, decoder.vocabulary)
+    decoding = Decoding(
+        loop=loop,
+        attention=decoder.attention,
+        image_tokens=decoder.image_tokens,
+        image_offset=decoder.image_offset,
+        vocabulary=decoder.vocabulary,
+        layers=layers,
+    )
+    return decode_program(graphs, weights, decoding)
 
 
 def _capacity(decoder: Decoder, loop: DecodeLoop) -> int:

@@ -18,6 +18,7 @@ from optimize.ir.axes import source_line
 from optimize.ir.builder import Builder, fake_mode_of
 from optimize.ir.errors import InputModelError
 from optimize.ir.graph import Graph, shape, tensor_inputs
+from optimize.ir.key_value_slots import padded
 from optimize.ir.node_arguments import short_name
 from optimize.ir.token_axis import SDPA, mask_of
 from optimize.kernels.cached_attention import schema as _cached  # noqa: F401  registers the op
@@ -47,6 +48,8 @@ def with_cache_outputs(graph: Graph, capacity: int) -> tuple[Graph, int]:
 
     def attend(builder: Builder, site: int, causal: bool, *args: Any, **kwargs: Any) -> fx.Node:
         query, key, value, mask = args[:4]
+        while mask.op == "call_function" and short_name(mask) in ("expand", "slice"):
+            mask = mask.args[0]  # attention broadcasts a mask of keys [B, 1, 1, S] by itself
         for name, item in (("key", key), ("value", value)):
             outputs[f"{name}_{site}"] = padded(builder, item, capacity)
         given = {name: kwargs[name] for name in ("scale", "enable_gqa") if name in kwargs}
@@ -114,8 +117,8 @@ def _rewritten(graph: Graph, attend: Attend, outputs: dict[str, fx.Node]) -> tup
         instead[site] = _attending(attend, builder, number, causal)
     if not sites:
         raise InputModelError(
-            "decoder: found no scaled_dot_product_attention that takes the attention mask, expected "
-            'one per layer; load the model with attn_implementation="sdpa"'
+            "decoder: found no scaled_dot_product_attention that takes the attention mask, "
+            'expected one per layer; load the model with attn_implementation="sdpa"'
         )
     mapping = builder.inlined_nodes(graph, arguments | {MASK: marker}, instead=instead)
     named = {name: mapping[node] for name, node in graph.output_nodes().items()}
@@ -128,15 +131,6 @@ def _rewritten(graph: Graph, attend: Attend, outputs: dict[str, fx.Node]) -> tup
             'the model\'s own (sliding window, ALiBi) or attn_implementation="eager" does that'
         )
     return new, len(sites)
-
-
-def padded(builder: Builder, item: fx.Node, capacity: int) -> fx.Node:
-    """Keys or values [B, G, S, D] with rows of zeros up to the capacity of their cache."""
-    batch, rows = (builder.call(aten.sym_size.int, item, dimension) for dimension in (0, 2))
-    missing = builder.call(operator.sub, capacity, rows)
-    _, groups, _, width = shape(item)
-    zeros = builder.call(aten.new_zeros.default, item, [batch, groups, missing, width])
-    return builder.call(aten.cat.default, [item, zeros], 2)
 
 
 def _attending(attend: Attend, builder: Builder, number: int, causal: bool) -> Attend:

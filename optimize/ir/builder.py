@@ -1,8 +1,10 @@
 """Adds nodes to a graph while keeping shapes: each is run on fake tensors as it is made."""
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -28,6 +30,7 @@ class Builder:
         self.inputs: list[str] = []
         self._by_weight: dict[str, fx.Node] = {}
         self._last_placeholder: fx.Node | None = None
+        self._sizes: dict[sympy.Expr, fx.Node] = {}
 
     def _placeholder(self, name: str, value: torch.Tensor) -> fx.Node:
         """A placeholder behind the others, wherever building has got to."""
@@ -67,6 +70,39 @@ class Builder:
         node = self.graph.call_function(target, args, kwargs)
         self.evaluate(node)
         return node
+
+    def size(self, size: int | torch.SymInt) -> int | fx.Node:
+        """A size as a number, or as a node that computes it from the sizes of the inputs.
+
+        Raises:
+            ValueError: it is no sum or product of sizes of inputs.
+        """
+        if isinstance(size, int):
+            return size
+        return self._expression(size.node.expr)
+
+    def _expression(self, expression: sympy.Expr) -> int | fx.Node:
+        if expression.is_Integer:
+            return int(expression)
+        if expression not in self._sizes:
+            self._sizes[expression] = self._made(expression)
+        return self._sizes[expression]
+
+    def _made(self, expression: sympy.Expr) -> fx.Node:
+        if expression.is_Symbol:
+            for node in self.graph.nodes:
+                if node.op == "placeholder" and node.name in self.inputs:
+                    for dimension, found in enumerate(node.meta["val"].shape):
+                        if isinstance(found, torch.SymInt) and found.node.expr == expression:
+                            return self.call(torch.ops.aten.sym_size.int, node, dimension)
+        combine = {sympy.Add: operator.add, sympy.Mul: operator.mul}.get(expression.func)
+        if combine is None:
+            raise ValueError(f"size {expression}: found no input with it")
+        first, *rest = (self._expression(item) for item in expression.args)
+        for item in rest:
+            first = self.call(combine, first, item)
+        assert isinstance(first, fx.Node)
+        return first
 
     def copy(self, node: fx.Node, mapping: Mapping[fx.Node, fx.Node], evaluate: bool) -> fx.Node:
         """A copy of a node with its inputs mapped; `evaluate` where shapes may have changed."""

@@ -8,6 +8,9 @@ from optimize.ir.errors import InputModelError
 Attention = Literal["causal", "prefix"]
 """Whether a prompt attends to what comes before only, or to all of itself."""
 
+PROMPT_POSITIONS = "prompt_positions"
+"""The weight of a prefill graph that says at which positions the rows of a prompt stand."""
+
 MAX_ROWS = 2**20
 
 
@@ -75,6 +78,7 @@ class Decoding:
         attention: of the rows of a prompt.
         image_tokens: rows of the image in a prompt; 0 without.
         image_offset: text tokens of a prompt before the image; 0 without.
+        vocabulary: tokens are in [0, vocabulary).
         layers: self-attention sites, in order; site i has the cache slots `key_i` and `value_i`.
     """
 
@@ -82,6 +86,7 @@ class Decoding:
     attention: Attention
     image_tokens: int
     image_offset: int
+    vocabulary: int
     layers: int
 
     def __post_init__(self) -> None:

@@ -34,8 +34,8 @@ class RowRewrite(ABC):
     Args:
         graph: the graph to rewrite; unchanged.
         axes: its axes.
-        axis: whose rows are wanted in part; its size must be fixed.
-        rows: how many are wanted.
+        axis: whose rows are wanted in part.
+        rows: how many are wanted; a node where a request decides it.
         builder: where the nodes go.
         arguments: input name → node, for the inputs of the graph.
     """
@@ -45,7 +45,7 @@ class RowRewrite(ABC):
         graph: Graph,
         axes: Axes,
         axis: Axis,
-        rows: int,
+        rows: int | fx.Node,
         builder: Builder,
         arguments: Mapping[str, fx.Node],
     ) -> None:
@@ -53,11 +53,15 @@ class RowRewrite(ABC):
         self.builder = builder
         self.sizes = RowSizes(axes, self.axis, rows)
         self.arguments = arguments
-        self.from_latent = descendants(graph.node("latent"))
+        self.sources = self.births()
         self.mapping: dict[fx.Node, fx.Node] = {}
         # Nodes of the original graph whose copies hold the wanted rows only.
         self.active: set[fx.Node] = set()
         self._whole: dict[fx.Node, fx.Node] = {}
+
+    def births(self) -> set[fx.Node]:
+        """Nodes at which rows are taken, if the axis is born there: what the latent makes."""
+        return descendants(self.graph.node("latent"))
 
     @abstractmethod
     def take(
@@ -138,7 +142,7 @@ class RowRewrite(ABC):
             self.mapping[node] = self.builder.weight(weight, node.meta["val"])
         else:
             self.mapping[node] = self.arguments[node.name]
-        if node in self.from_latent and self._carried(node):
+        if node in self.sources and self._carried(node):
             self._activate(node)
 
     def _carried(self, node: fx.Node) -> list[int]:
@@ -157,7 +161,7 @@ class RowRewrite(ABC):
             return
         if not active:
             self._copy(node, {}, evaluate=False)
-            if node in self.from_latent and self._carried(node):
+            if node in self.sources and self._carried(node):
                 self._activate(node)
             return
         if self.sizes.takes_other_parts(node):

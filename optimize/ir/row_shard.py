@@ -180,7 +180,8 @@ class RowShard(RowRewrite):
         pieces, start = [], 0
         for part in layout:
             is_tokens = part is self.axis
-            end = start + (self.sizes.rows if sharded and is_tokens else self.sizes.fixed(part))
+            count = cast(int, self.sizes.rows) if sharded and is_tokens else self.sizes.fixed(part)
+            end = start + count
             piece = self._sliced(value, dimension, start, end)
             pieces.append(tokens(piece) if is_tokens else others(piece))
             start = end

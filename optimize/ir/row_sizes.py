@@ -18,10 +18,10 @@ class RowSizes:
     Args:
         axes: of the whole graph.
         axis: the token axis.
-        rows: how many of its rows are left.
+        rows: how many of its rows are left; a node where a request decides it.
     """
 
-    def __init__(self, axes: Axes, axis: Axis, rows: int) -> None:
+    def __init__(self, axes: Axes, axis: Axis, rows: int | fx.Node) -> None:
         self.axes, self.axis, self.rows = axes, axis, rows
 
     def fixed(self, axis: Axis) -> int:
@@ -73,11 +73,22 @@ class RowSizes:
         if self.axes.contains(own[dimension], self.axis):
             raise CannotSubset(f"node {node.name} ({source_line(node)}) splits the tokens evenly")
 
-    def size(self, axis: Axis) -> int:
-        return sum(
-            self.rows if part is self.axis else self.fixed(part)
-            for part in self.axes.layout(axis, self.axis)
-        )
+    def size(self, axis: Axis) -> int | fx.Node:
+        """How long an axis is that is, or is made with, the token axis."""
+        layout = self.axes.layout(axis, self.axis)
+        if len(layout) == 1:
+            return self.rows if layout[0] is self.axis else self.fixed(layout[0])
+        return sum(self._count(part) for part in layout)
+
+    def _count(self, part: Axis) -> int:
+        if part is not self.axis:
+            return self.fixed(part)
+        if isinstance(self.rows, fx.Node):
+            raise CannotSubset(
+                "the tokens are joined with other rows, expected them alone where a request "
+                "decides how many there are"
+            )
+        return self.rows
 
     def bound_of(self, axis: Axis, bound: Size) -> int:
         """Where a boundary between parts lies once the token part has fewer rows."""
@@ -86,7 +97,7 @@ class RowSizes:
             if before == bound:
                 return after
             before += self.fixed(part)
-            after += self.rows if part is self.axis else self.fixed(part)
+            after += self._count(part)
         if before == bound:
             return after
         raise CannotSubset(f"a slice cuts the tokens at {bound}, expected a boundary of parts")

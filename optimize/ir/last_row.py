@@ -1,0 +1,99 @@
+"""Computes what follows the last attention of a prefill for the last row of each prompt only.
+
+    attended: [B, S, D]                          attended: [B, 1, D] = gather_rows(attended, last, 1)
+    hidden = hidden + linear(attended)   ───▶    hidden = gather_rows(hidden, last, 1) + linear(…)
+    logits: [B, S, V]                            logits: [B, 1, V]
+    gather_rows(logits, last, 1)
+
+The output layer is by far the widest of a decoder; without this it would run for every row.
+"""
+
+from collections.abc import Mapping
+from typing import cast
+
+from torch import fx
+
+from optimize.ir.axes import Axes, Axis, source_line
+from optimize.ir.axis_rules import infer_axes
+from optimize.ir.builder import Builder, fake_mode_of
+from optimize.ir.graph import Graph
+from optimize.ir.row_pruning import GATHER
+from optimize.ir.row_rewrite import RowRewrite
+from optimize.ir.token_axis import SDPA, CannotSubset
+
+
+def with_last_row_only(graph: Graph) -> Graph:
+    """A prefill graph whose logits are of one row per sample.
+
+    Args:
+        graph: one that takes the rows of its logits with one `gather_rows`, the last of the graph.
+    Raises:
+        CannotSubset: an op behind the last attention needs all rows.
+    """
+    sites = [node for node in graph.graph.nodes if node.target is SDPA]
+    last = [node for node in graph.graph.nodes if node.target is GATHER][-1]
+    builder = Builder(fake_mode_of(graph))
+    arguments = {name: builder.input(name, graph.node(name).meta["val"]) for name in graph.inputs}
+    rewrite = _LastRow(graph, infer_axes(graph), sites[-1], last, builder, arguments)
+    return builder.finish(rewrite.copy_all(), graph.dimensions)
+
+
+class _LastRow(RowRewrite):
+    def __init__(
+        self,
+        graph: Graph,
+        axes: Axes,
+        site: fx.Node,
+        last: fx.Node,
+        builder: Builder,
+        arguments: Mapping[str, fx.Node],
+    ) -> None:
+        self.site, self.last = site, last
+        self.index = cast(fx.Node, last.args[1])
+        rows = axes.of(cast(fx.Node, site.args[0]))[-2]
+        super().__init__(graph, axes, rows, 1, builder, arguments)
+
+    def births(self) -> set[fx.Node]:
+        return {self.site}
+
+    def copy_all(self) -> dict[str, fx.Node]:
+        """Copies every node, the index first."""
+        early = _needed(self.index)
+        nodes = [node for node in self.graph.graph.nodes if node.op != "output"]
+        for node in sorted(nodes, key=lambda node: (node.op != "placeholder", node not in early)):
+            if node.op == "placeholder":
+                self._placeholder(node)
+            else:
+                self._node(node)
+        return {name: self.mapping[node] for name, node in self.graph.output_nodes().items()}
+
+    def _node(self, node: fx.Node) -> None:
+        if node is self.last and node.args[0] in self.active:
+            self.mapping[node] = self.mapping[cast(fx.Node, node.args[0])]
+        else:
+            super()._node(node)
+
+    def take(
+        self, node: fx.Node, whole: fx.Node, dimension: int, rank: int, batch: Axis
+    ) -> fx.Node:
+        """The last row of each sample."""
+        if dimension == 0:
+            raise CannotSubset(f"node {node.name} ({source_line(node)}) has its rows first")
+        return self.builder.call(GATHER, whole, self.mapping[self.index], dimension)
+
+    def completed(self, node: fx.Node, attention: bool) -> fx.Node:
+        raise CannotSubset(
+            f"node {node.name} ({source_line(node)}) is read by an op that needs all rows"
+        )
+
+
+def _needed(node: fx.Node) -> set[fx.Node]:
+    """A node and everything it is computed from."""
+    found = {node}
+    stack = [node]
+    while stack:
+        for item in stack.pop().all_input_nodes:
+            if item not in found:
+                found.add(item)
+                stack.append(item)
+    return found
