@@ -8,8 +8,8 @@
 At each cut the tokens are scored by the attention of the last text token in the layer before,
 without rotary positions, which would prefer the bottom of the picture (`visual_score`). The first
 stage keeps a uniform grid besides, because early scores miss things. Kept tokens keep their
-positions; the caches of later layers are shorter, and decoding goes on at the position that it would
-have had. Where the image stands, and on which grid, is read from the axes of the graphs.
+positions; the caches of later layers are shorter, and decoding goes on at the position that it
+would have had. Where the image stands, and on which grid, is read from the axes of the graphs.
 
 Changes: the prefill graph from layer K1 on; the caches of these layers in the decode graph; the
     slots `dropped_1`, `kept_1` … of the loop.
@@ -101,7 +101,7 @@ class PruneVisualTokens(Pass):
         if any(slot.name == "kept_1" for slot in program.loop.slots):
             return "visual tokens were pruned already"
         layers = self._layers(decoding.layers)
-        if layers[-1] >= decoding.layers or any(a >= b for a, b in zip(layers, layers[1:])):
+        if list(layers) != sorted({*layers}) or layers[-1] >= decoding.layers:
             return (
                 f"found cuts before layers {', '.join(map(str, layers))}, expected them ascending "
                 f"and below {decoding.layers}, the number of layers"
@@ -124,7 +124,8 @@ class PruneVisualTokens(Pass):
         decoding = program.decoding
         assert decoding is not None
         span = image_span(program)
-        graph, cuts = program.graphs["prefill"], []
+        graph = program.graphs["prefill"]
+        cuts: list[Cut] = []
         capacity, count = decoding.capacity, span.tokens
         has_rotary = False
         amounts = self.amounts(span)

@@ -2,7 +2,8 @@
 
 The score is attention of one row at one layer: the query of the last real text token against the
 keys of the image. Rotary positions make it prefer image tokens that stand near the text, which are
-the bottom rows of the picture; without them the score says what the token looks for, wherever it is.
+the bottom rows of the picture; without them the score says what the token looks for, wherever it
+is.
 
 These are functions of tensors; `prune_visual_tokens` records them into its graphs.
 """
@@ -109,7 +110,7 @@ def kept_tokens(scores: torch.Tensor, rows: Rows, amount: Amount) -> torch.Tenso
 
 
 def kept_rows(
-    kept: torch.Tensor, rows: Rows, amount: Amount, length: int | torch.SymInt
+    kept: torch.Tensor, rows: Rows, amount: Amount, length: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The rows of a sequence of `length` rows that go on.
 

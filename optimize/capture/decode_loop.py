@@ -45,7 +45,7 @@ def decode_program(
     repeat = Repeat(
         steps=steps, bodies={name: bodies[name] for name in dict.fromkeys(steps)}, until="finished"
     )
-    noise = ()
+    noise: tuple[Noise, ...] = ()
     if decoding.loop.sampling is not None:
         count = decoding.loop.max_new_tokens
         noise = (Noise(name="noise", dtype="float32", shape=BATCH, steps=count),)

@@ -276,6 +276,22 @@ def _topk(
     )
 
 
+@lowers(aten.sort.default, aten.sort.stable)
+def _sort(
+    b: OnnxBuilder,
+    node: fx.Node,
+    x: ir.Value,
+    dim: int = -1,
+    descending: bool = False,
+    *,
+    stable: bool = False,
+) -> tuple[ir.Value, ...]:
+    """TopK of all elements, which puts equal ones in their old order."""
+    shape = traced(node.args[0]).shape
+    count = b.shape([b.size(shape[dim])])
+    return b.op_many("TopK", x, count, outputs=2, axis=dim, largest=int(descending), sorted=1)
+
+
 @lowers(aten.argmax.default, aten.argmin.default)
 def _arg_extremum(
     b: OnnxBuilder, node: fx.Node, x: ir.Value, dim: int | None = None, keepdim: bool = False

@@ -1,8 +1,8 @@
 """Computes what follows the last attention of a prefill for the last row of each prompt only.
 
-    attended: [B, S, D]                          attended: [B, 1, D] = gather_rows(attended, last, 1)
-    hidden = hidden + linear(attended)   ───▶    hidden = gather_rows(hidden, last, 1) + linear(…)
-    logits: [B, S, V]                            logits: [B, 1, V]
+    attended: [B, S, D]                        attended: [B, 1, D] = gather_rows(…, last, 1)
+    hidden = hidden + linear(attended)  ───▶   hidden = gather_rows(…, last, 1) + linear(attended)
+    logits: [B, S, V]                          logits: [B, 1, V]
     gather_rows(logits, last, 1)
 
 The output layer is by far the widest of a decoder; without this it would run for every row.

@@ -29,8 +29,8 @@ class Layer:
 def decoder_layers(graph: Graph, axes: Axes, output: str = "logits") -> tuple[Layer, ...]:
     """The layers of a graph, in order.
 
-    The input of a layer is a cut: it dominates both the queries of the site and the output. The last
-    such node before the site is meant, so that the perceptron of the layer before is behind it.
+    The input of a layer is a cut: it dominates both the queries of the site and the output. The
+    last such node is meant, so that the perceptron of the layer before lies before it.
 
     Args:
         graph: one whose rows attend to one another.
@@ -84,12 +84,13 @@ def _birth(graph: Graph, axes: Axes, rows: Axis, site: fx.Node) -> fx.Node:
         raise InputModelError(
             f"found {len(born)} places where the rows of the sequence are made, expected one"
         )
-    return born[0]
+    (node,) = born
+    return cast(fx.Node, node)
 
 
 def _is_real(node: fx.Node) -> bool:
     value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+    return isinstance(value, torch.Tensor) and bool(value.is_floating_point())
 
 
 def _from_weights_alone(graph: Graph, node: fx.Node) -> bool:

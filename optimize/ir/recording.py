@@ -2,8 +2,8 @@
 
     chosen, used = record(builder, choose, scores, rows)
 
-The function is run once on fake tensors, and every op it calls becomes a node. It must be functional
-and may not look at values.
+The function is run once on fake tensors, and every op it calls becomes a node. It must be
+functional and may not look at values.
 """
 
 import operator
@@ -33,11 +33,11 @@ def record(builder: Builder, function: Callable[..., Any], *arguments: Any) -> A
     return pytree.tree_map_only(torch.Tensor, recorder.node_of, result)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Makes a node of every op that is called."""
 
     def __init__(self, builder: Builder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._builder = builder
         # Tensors are kept, so that no other gets the identity of one that is gone.
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}

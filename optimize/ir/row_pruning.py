@@ -1,19 +1,18 @@
 """Drops rows of a sequence from one layer of a prefill graph on: what pruning passes share.
 
-At the layer's input each sample's rows are gathered, the kept ones first and in their old order. All
-that follows works on fewer rows: tables of positions are gathered with the same index, so that every
-row keeps its position, and the caches of later layers become shorter.
+At the layer's input each sample's rows are gathered, the kept ones in their old order. All that
+follows works on fewer rows: tables of positions are gathered with the same index, so that every row
+keeps its position, and the caches of later layers become shorter.
 
     hidden: [B, S, D]                     hidden: [B, S', D] = gather_rows(hidden, index, 1)
     q = rotate(linear(norm(hidden)),      q = rotate(linear(norm(hidden)),
                cos, sin)          ───▶               gather_rows(cos, index), …)
     key_5 = pad(k, capacity)              key_5 = pad(k, capacity - dropped)
 
-Where samples drop different numbers of rows, S' has room for the sample that keeps most; the rest of
-its rows are padding at the end, as that of shorter prompts is.
+Where samples drop different numbers of rows, S' has room for the sample that keeps most; what is
+left of the others' rows is padding at the end, like that of shorter prompts.
 """
 
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -23,10 +22,9 @@ from torch import fx
 
 from optimize.ir.axes import Axes, Axis, source_line
 from optimize.ir.builder import Builder, fake_mode_of
-from optimize.ir.graph import Graph, shape
+from optimize.ir.graph import Graph
 from optimize.ir.key_value_slots import padded
 from optimize.ir.layer_inputs import Layer
-from optimize.ir.node_arguments import argument
 from optimize.ir.row_rewrite import RowRewrite
 from optimize.ir.token_axis import SDPA, CannotSubset, mask_of
 from optimize.kernels.gather_rows import schema as _gather_schema  # noqa: F401  registers the op
