@@ -63,7 +63,10 @@ class Binding(Data):
 
 
 class Destination(Data):
-    """Where an output goes: replaces a state slot, or is appended to a result."""
+    """Where an output goes: replaces a state slot, or is appended to a result.
+
+    The parts [B, ...] of an appended result come back as [B, parts, ...].
+    """
 
     state: Identifier | None = None
     append: Identifier | None = None
