@@ -218,6 +218,12 @@ def repeats(body: tuple[Call | Repeat, ...]) -> list[Repeat]:
     return found
 
 
+def appended_results(loop: Loop) -> tuple[str, ...]:
+    """The results that grow while the loop runs, in the order of their first calls."""
+    made = [to.append for call in calls(loop.body) for to in call.outputs.values()]
+    return tuple(dict.fromkeys(name for name in made if name is not None))
+
+
 def calls(body: tuple[Call | Repeat, ...]) -> list[Call]:
     """Every call of a body, in order, each once."""
     found: list[Call] = []
