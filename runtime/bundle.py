@@ -35,6 +35,7 @@ from optimize.runtime.manifest import (
     Manifest,
     parse_manifest,
 )
+from optimize.runtime.prompting import check_tokenizer_size
 from optimize.runtime.tensors import StoredTensor, read_tensors
 
 STAGING_SUFFIX = ".staging"
@@ -52,6 +53,7 @@ class Bundle:
         models: role → ONNX protobuf.
         weights: the tensors of the weights file, views of one buffer.
         tables: name → [steps, ...].
+        tokenizer: content of the file that `manifest.prompting` names, empty without one.
         unlisted: files in the folder that the manifest does not name; never read.
     """
 
@@ -59,6 +61,7 @@ class Bundle:
     models: Mapping[str, bytes]
     weights: Mapping[str, StoredTensor]
     tables: Mapping[str, NDArray[Any]]
+    tokenizer: bytes
     unlisted: tuple[str, ...]
 
 
@@ -83,6 +86,10 @@ def open_bundle(path: str | os.PathLike[str], *, strict: bool = False) -> Bundle
                 raise IntegrityError(f"{text}; remove them")
             warnings.warn(f"{text}; they are not used", stacklevel=3)
         needed = {*(graph.file for graph in manifest.graphs.values()), WEIGHTS_FILE, TABLES_FILE}
+        prompting = manifest.prompting
+        if prompting is not None:
+            needed.add(prompting.tokenizer)
+            check_tokenizer_size(prompting.tokenizer, manifest.files[prompting.tokenizer].size)
         content: dict[str, NDArray[np.uint8]] = {}
         for name, entry in sorted(manifest.files.items()):
             data = _read_file(root, name, entry, keep=name in needed)
@@ -96,6 +103,7 @@ def open_bundle(path: str | os.PathLike[str], *, strict: bool = False) -> Bundle
         models={role: content[graph.file].tobytes() for role, graph in manifest.graphs.items()},
         weights=read_tensors(content[WEIGHTS_FILE], WEIGHTS_FILE),
         tables={name: tensor.array for name, tensor in tables.items()},
+        tokenizer=b"" if prompting is None else content[prompting.tokenizer].tobytes(),
         unlisted=unlisted,
     )
 

@@ -4,7 +4,7 @@ The driver moves handles between state slots and engine calls; it never looks in
 flags of `Repeat.until`, appended results and the final results are copied to the host.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -75,10 +75,28 @@ class Run:
 
     def execute(self) -> dict[str, NDArray[Any]]:
         """Runs the loop and returns the results on the host."""
+        for _ in self.steps():
+            pass
+        return self.results()
+
+    def steps(self) -> Iterator[None]:
+        """Runs the loop, pausing after each call that appended something.
+
+        What is there so far is in `appended`. Whoever stops asking leaves the rest undone.
+        """
         self.begin()
         for item in self.loop.body:
-            self._execute(item, 0)
-        results = {name: np.stack(parts, axis=1) for name, parts in self.appended.items()}
+            yield from self._execute(item, 0)
+
+    def results(self) -> dict[str, NDArray[Any]]:
+        """The results on the host.
+
+        The parts [B, ...] of an appended one lie in its second dimension: [B, parts, ...].
+        """
+        results = {
+            name: np.stack(parts, axis=min(1, parts[0].ndim))
+            for name, parts in self.appended.items()
+        }
         for name, slot in self.loop.results.items():
             results[name] = self.engine.download(self._state[slot])
         return results
@@ -152,13 +170,14 @@ class Run:
             draws[0] if binding.steps is None else np.stack(draws), noise.dtype
         )
 
-    def _execute(self, item: Call | Repeat, step: int) -> None:
+    def _execute(self, item: Call | Repeat, step: int) -> Iterator[None]:
         if isinstance(item, Call):
-            self._call(item, step)
+            if self._call(item, step):
+                yield
             return
         for index, body in enumerate(item.steps):
             for inner in item.bodies[body]:
-                self._execute(inner, index * item.stride)
+                yield from self._execute(inner, index * item.stride)
             self._report()
             if item.until is not None and bool(
                 np.all(self.engine.download(self._state[item.until]))
@@ -176,7 +195,8 @@ class Run:
             route = self._routes[id(call)] = _Route.of(call, self._slots)
         return route
 
-    def _call(self, call: Call, step: int) -> None:
+    def _call(self, call: Call, step: int) -> bool:
+        """Makes one engine call; says whether it appended something."""
         route = self._route(call)
         state, spare = self._state, self._spare
         inputs = self.inputs(call, step)
@@ -193,6 +213,7 @@ class Run:
                 state[slot] = value
         for name, result in route.to_result:
             self.appended.setdefault(result, []).append(self.engine.download(outputs[name]))
+        return bool(route.to_result)
 
 
 def _rows(array: NDArray[Any], binding: Binding, step: int) -> NDArray[Any]:

@@ -63,7 +63,10 @@ class Binding(Data):
 
 
 class Destination(Data):
-    """Where an output goes: replaces a state slot, or is appended to a result."""
+    """Where an output goes: replaces a state slot, or is appended to a result.
+
+    The parts [B, ...] of an appended result come back as [B, parts, ...].
+    """
 
     state: Identifier | None = None
     append: Identifier | None = None
@@ -215,6 +218,12 @@ def repeats(body: tuple[Call | Repeat, ...]) -> list[Repeat]:
             for inner in item.bodies.values():
                 found.extend(repeats(inner))
     return found
+
+
+def appended_results(loop: Loop) -> tuple[str, ...]:
+    """The results that grow while the loop runs, in the order of their first calls."""
+    made = [to.append for call in calls(loop.body) for to in call.outputs.values()]
+    return tuple(dict.fromkeys(name for name in made if name is not None))
 
 
 def calls(body: tuple[Call | Repeat, ...]) -> list[Call]:

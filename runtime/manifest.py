@@ -27,9 +27,10 @@ from optimize.runtime.loop import (
     features,
     repeats,
 )
+from optimize.runtime.prompting import Prompting, prompting_problems
 from optimize.runtime.tensors import strict_json
 
-FORMAT_MAJOR, FORMAT_MINOR = 1, 1
+FORMAT_MAJOR, FORMAT_MINOR = 1, 2
 FEATURES = frozenset({STEP_RANGES})
 """The values of `required_features` that this version has."""
 
@@ -82,6 +83,7 @@ class Manifest(Data):
         files: path → size and hash, of every file but the manifest itself.
         recipe: what the compiler was asked to do, as it was given.
         report_sha256: digest of report.json, None without one.
+        prompting: how text and pictures become requests, None where they do not.
     """
 
     format: Literal["optimize-bundle"]
@@ -95,6 +97,7 @@ class Manifest(Data):
     files: dict[str, FileEntry]
     recipe: JsonValue = None
     report_sha256: Digest | None = None
+    prompting: Prompting | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
@@ -125,6 +128,9 @@ class Manifest(Data):
         for item in repeats(self.loop.body):
             if item.until is not None and item.until not in slots:
                 raise ValueError(f"the loop waits for unknown slot {item.until}")
+        if self.prompting is not None:
+            for problem in prompting_problems(self.prompting, self.signature, self.files):
+                raise ValueError(problem)
         return self
 
 

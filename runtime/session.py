@@ -2,17 +2,22 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
-from numpy.typing import NDArray
-
 from optimize.runtime.bundle import Bundle, native_files, open_bundle
+from optimize.runtime.detokenizing import TextStream
 from optimize.runtime.driver import Progress, Run, TableRows
-from optimize.runtime.errors import ResourceError, UnsafeBundle, VersionError
-from optimize.runtime.loop import Signature
+from optimize.runtime.errors import (
+    ResourceError,
+    RuntimeInputError,
+    UnsafeBundle,
+    VersionError,
+)
+from optimize.runtime.loop import Signature, appended_results
 from optimize.runtime.manifest import Manifest
 from optimize.runtime.onnx_engine import OnnxEngine, OnnxGraphs
+from optimize.runtime.prompter import Asked, Prompter, without_prompting
 from optimize.runtime.request import check_request
 
 
@@ -73,26 +78,73 @@ class Session:
         self.providers = graphs.providers
         self._tables = bundle.tables
         self._rows: TableRows = {}
+        prompting = self.manifest.prompting
+        self._prompter = (
+            None if prompting is None else Prompter(prompting, self.signature, bundle.tokenizer)
+        )
         self._graphs: OnnxGraphs | None = graphs
         self._process = os.getpid()
         self._lock = threading.Lock()
 
     def __call__(
         self, *, seed: int | None = None, progress: Progress | None = None, **request: Any
-    ) -> dict[str, NDArray[Any]]:
+    ) -> dict[str, Any]:
         """Runs the loop.
 
         Args:
             seed: in [0, 2**64); draws the noise that the request does not give.
             progress: called after each step with (steps done, steps in all); what it raises ends
                 the request, and the session stays usable.
-            request: the fields of `signature`, as arrays or numbers.
+            request: the fields of `signature`, as arrays or numbers. Where the manifest has
+                `prompting`, `prompt` (text, or a list of texts) and `image` (array [H, W, C] of
+                uint8 or of floats in [0, 1], path or PIL image, one or a list) stand for the fields
+                made from them.
         Returns:
-            Result name → array.
+            Result name → array; after a prompt also "text", the answer or the list of answers.
         Raises:
             RuntimeInputError: the request does not fit the signature.
-            ResourceError: the session is closed, belongs to another process, or ran out of memory.
+            ResourceError: the session is closed, belongs to another process, or ran out of memory;
+                or a prompt needs a library that is not installed.
         """
+        asked = self._asked(request)
+        results = self._run(asked.fields, seed, progress).execute()
+        return results if self._prompter is None else self._prompter.answer(asked, results)
+
+    def stream(
+        self, *, seed: int | None = None, progress: Progress | None = None, **request: Any
+    ) -> Iterator[Any]:
+        """Runs the loop and gives what it makes while it runs.
+
+        After a prompt these are pieces of its answer; together they are its text. Otherwise these
+        are the parts [B, ...] of the result that grows, such as the tokens int64 [B] of each step.
+        Closing the iterator early ends the request and frees its memory.
+
+        Args:
+            seed, progress, request: as for a call; of prompts only one.
+        Raises:
+            RuntimeInputError: the request does not fit the signature, or no result grows.
+            ResourceError: as for a call.
+        """
+        asked = self._asked(request)
+        grows = appended_results(self.manifest.loop)
+        prompter = None if asked.prompts == 0 else self._prompter
+        if prompter is not None:
+            asked.one()
+            grows = tuple(name for name in grows if name == prompter.prompting.result)
+        if len(grows) != 1:
+            raise RuntimeInputError(
+                f"stream: found {', '.join(grows) or 'no result'} growing step by step, expected "
+                "one; call the session instead"
+            )
+        parts = _parts(self._run(asked.fields, seed, progress), grows[0])
+        return parts if prompter is None else _pieces(parts, prompter.stream())
+
+    def _asked(self, request: Mapping[str, Any]) -> Asked:
+        if self._prompter is None:
+            return without_prompting(request, self.signature)
+        return self._prompter.asked(request)
+
+    def _run(self, request: Mapping[str, Any], seed: int | None, progress: Progress | None) -> Run:
         graphs = self._graphs
         if graphs is None:
             raise ResourceError("session: found a closed session; load the bundle again")
@@ -102,7 +154,7 @@ class Session:
                 "bundle in the child process"
             )
         checked = check_request(self.signature, self.manifest.loop, request, seed)
-        run = Run(
+        return Run(
             loop=self.manifest.loop,
             tables=self._tables,
             engine=OnnxEngine(graphs),
@@ -113,7 +165,6 @@ class Session:
             progress=progress,
             rows=self._rows,
         )
-        return run.execute()
 
     def close(self) -> None:
         """Frees the sessions and weights; calling it again does nothing."""
@@ -131,3 +182,23 @@ class Session:
     def __repr__(self) -> str:
         state = "closed" if self._graphs is None else ", ".join(self.providers)
         return f"Session({', '.join(self.manifest.graphs)}; {state})"
+
+
+def _parts(run: Run, result: str) -> Iterator[Any]:
+    """What is appended to a result, part by part."""
+    seen = 0
+    for _ in run.steps():
+        parts = run.appended.get(result, [])
+        yield from parts[seen:]
+        seen = len(parts)
+
+
+def _pieces(parts: Iterator[Any], text: TextStream) -> Iterator[str]:
+    """The text of the tokens int64 [1], until one of them ends the answer."""
+    for part in parts:
+        if piece := text.push(int(part[0])):
+            yield piece
+        if text.finished:
+            break
+    if piece := text.rest():
+        yield piece

@@ -31,6 +31,7 @@ from optimize.runtime.manifest import (
     check_path,
     dump_manifest,
 )
+from optimize.runtime.prompting import check_tokenizer_size, prompting_problems
 from optimize.runtime.tensors import tensors_header
 
 VERSION = "0.1.0"
@@ -55,7 +56,7 @@ def export_bundle(
         path: the folder to make; its parent must exist.
         loop, unroll: how steps become engine calls, see `Program.export`.
         overwrite: replace a folder that exists; it stays whole until the new one is.
-        extra_files: path in the bundle → content: report, recipe, tokenizer.
+        extra_files: path in the bundle → content, beside the program's assets: report, recipe.
         recipe: what the compiler was asked to do, JSON-able, kept in the manifest.
         progress: called with the path of each file before it is written.
     Returns:
@@ -63,12 +64,14 @@ def export_bundle(
     Raises:
         ResourceError: the target exists or cannot be written; nothing is changed then.
         UnsupportedOpError: an op has no ONNX lowering; nothing is written then.
-        RecipeError: an extra file has a path that the bundle cannot hold.
+        RecipeError: an extra file has a path that the bundle cannot hold, or the tokenizer is
+            missing.
     """
     target = Path(os.path.abspath(path))
     check_target(target, overwrite)
+    _check_prompting(program)
     program = in_form(program, loop, unroll)
-    extra = dict(sorted((extra_files or {}).items()))
+    extra = _extra_files(program, extra_files or {})
     graphs = {role: f"{GRAPHS_FOLDER}/{role}.onnx" for role in sorted(program.graphs)}
     _check_names(extra, [*graphs.values(), WEIGHTS_FILE, TABLES_FILE, MANIFEST_FILE])
     used = [name for graph in program.graphs.values() for name in used_weights(graph)]
@@ -132,7 +135,27 @@ def _manifest(
         files=dict(files),
         recipe=None if recipe is None else dict(recipe),
         report_sha256=None if report is None else hashlib.sha256(report).hexdigest(),
+        prompting=program.prompting,
     )
+
+
+def _check_prompting(program: Program) -> None:
+    """Refuses what no reader would load, before any work is done for it."""
+    if program.prompting is None:
+        return
+    for problem in prompting_problems(program.prompting, program.signature, program.assets):
+        raise RecipeError(f"{problem}; capture the model again")
+    name = program.prompting.tokenizer
+    check_tokenizer_size(name, len(program.assets[name]))
+
+
+def _extra_files(program: Program, given: Mapping[str, bytes]) -> dict[str, bytes]:
+    twice = sorted(set(program.assets) & set(given))
+    if twice:
+        raise RecipeError(
+            f"extra file {twice[0]!r}: found an asset of the program there, expected another name"
+        )
+    return dict(sorted({**program.assets, **given}.items()))
 
 
 def _check_names(extra: Mapping[str, bytes], taken: list[str]) -> None:

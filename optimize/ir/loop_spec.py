@@ -8,6 +8,7 @@ from optimize.ir.graph import Graph, hint
 from optimize.ir.program import Program
 from optimize.ir.torch_engine import DTYPE_NAMES
 from optimize.runtime.loop import Binding, Call, Input, Noise, Repeat, Slot, size_of
+from optimize.runtime.prompting import prompting_problems
 
 Kind = tuple[str, tuple[int, ...]]
 """A dtype and a shape at the traced sizes."""
@@ -35,6 +36,8 @@ def loop_problems(program: Program) -> Iterator[str]:
             f"signature: found outputs {sorted(program.signature.outputs)}, "
             f"expected the results of the loop {sorted(results)}"
         )
+    if program.prompting is not None:
+        yield from prompting_problems(program.prompting, program.signature, program.assets)
 
 
 def _body_problems(

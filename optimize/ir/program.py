@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ from optimize.ir.report import Report
 from optimize.ir.torch_engine import TorchEngine
 from optimize.runtime.driver import Run
 from optimize.runtime.loop import Call, Loop, Repeat, Signature
+from optimize.runtime.prompter import Prompter, without_prompting
+from optimize.runtime.prompting import Prompting
 from optimize.runtime.request import check_request
 
 
@@ -45,6 +48,8 @@ class Program:
         plan: which body of the loop each step runs; None runs "step" at every step.
         history: one record per pass.
         notes: facts found at capture that a user should know, such as "batch is fixed at 2".
+        prompting: how text and pictures become requests; None where they do not.
+        assets: path → content of further files of a bundle, such as the tokenizer.
     """
 
     graphs: Mapping[str, Graph]
@@ -57,6 +62,8 @@ class Program:
     plan: StepPlan | None = None
     history: tuple[Record, ...] = ()
     notes: tuple[str, ...] = ()
+    prompting: Prompting | None = None
+    assets: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def report(self) -> Report:
@@ -106,21 +113,35 @@ class Program:
         seed: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         **request: Any,
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Any]:
         """Runs the loop in PyTorch.
 
         Args:
             seed: in [0, 2**64); draws the noise that the request does not give.
             progress: called after each step with (steps done, steps in all).
-            request: the fields of `signature`, as tensors, arrays or numbers.
+            request: the fields of `signature`, as tensors, arrays or numbers. With `prompting`,
+                `prompt` and `image` may stand for the fields made from them, as for a `Session`.
         Returns:
-            Result name → tensor.
+            Result name → tensor; after a prompt also "text", the answer or the list of answers.
         Raises:
             RuntimeInputError: the request does not fit the signature.
         """
-        run = self.prepared(request, seed)
+        prompter = self._prompter
+        given = as_arrays(request)
+        asked = (
+            without_prompting(given, self.signature) if prompter is None else prompter.asked(given)
+        )
+        run = self.prepared(asked.fields, seed)
         run.progress = progress
-        return {name: torch.from_numpy(array) for name, array in run.execute().items()}
+        results = {name: torch.from_numpy(array) for name, array in run.execute().items()}
+        return results if prompter is None else prompter.answer(asked, results)
+
+    @cached_property
+    def _prompter(self) -> Prompter | None:
+        if self.prompting is None:
+            return None
+        tokenizer = self.assets.get(self.prompting.tokenizer, b"")
+        return Prompter(self.prompting, self.signature, tokenizer)
 
     def watch(
         self, slots: tuple[str, ...], *, seed: int | None = None, **request: Any

@@ -119,7 +119,8 @@ def test_a_slot_that_starts_from_the_request_does_not_overwrite_it():
     assert not given.any()
 
 
-def test_appended_outputs_are_all_kept():
+def appending():
+    """Three steps: x grows by one, its square is appended to `trace`."""
     call = Call(
         graph="g",
         inputs={"a": state("x")},
@@ -132,8 +133,30 @@ def test_appended_outputs_are_all_kept():
         body=(Repeat(steps=("s",) * 3, bodies={"s": (call,)}),),
         results={"x": "x"},
     )
-    _, driver = run(loop, graphs(g=(nodes, inputs, [*outputs, info("c")])))
-    assert driver.execute()["trace"].tolist() == [[1.0] * 4, [4.0] * 4, [9.0] * 4]
+    return run(loop, graphs(g=(nodes, inputs, [*outputs, info("c")])))[1]
+
+
+def test_appended_outputs_are_all_kept_with_the_batch_first():
+    results = appending().execute()
+    assert results["trace"].tolist() == [[1.0, 4.0, 9.0]] * 4
+    assert results["x"].tolist() == [3.0] * 4
+
+
+def test_a_run_pauses_after_each_appended_part():
+    driver = appending()
+    seen = []
+    for _ in driver.steps():
+        seen.append([part[0] for part in driver.appended["trace"]])
+    assert seen == [[1.0], [1.0, 4.0], [1.0, 4.0, 9.0]]
+    assert driver.results()["trace"].shape == (4, 3)
+
+
+def test_a_run_that_is_not_stepped_on_makes_no_more_calls():
+    driver = appending()
+    steps = driver.steps()
+    next(steps)
+    steps.close()
+    assert len(driver.appended["trace"]) == 1
 
 
 def test_a_loop_ends_when_its_flag_is_set():
