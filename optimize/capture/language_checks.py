@@ -16,6 +16,7 @@ TOKENS = 5
 # Relative to the largest logit; two attention kernels in the weights' precision.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+ALIBI = ("bloom", "mpt")
 RECURRENT = ("linear_attention", "mamba", "recurrent", "conv")
 
 
@@ -52,7 +53,9 @@ def check_configuration(model: Any) -> Any:
         raise _refused(
             kind, f"attn_logit_softcapping={text.attn_logit_softcapping}", "plain attention scores"
         )
-    if getattr(text, "use_bidirectional_attention", None):
+    if getattr(text, "alibi", None) or text.model_type in ALIBI:
+        raise _refused(kind, "biases of scores (ALiBi)", "positions that come from position_ids")
+    if text is config and getattr(text, "use_bidirectional_attention", None):
         raise _refused(kind, "attention in both directions", "a model that generates tokens")
     for rope in rotary_types(text):
         if rope in ("dynamic", "longrope"):
@@ -87,12 +90,24 @@ def check_behaviour(model: Any, decoder: LanguageDecoder) -> None:
     length = min(TOKENS, decoder.max_positions)
     tokens = torch.arange(2 * length, device=device).reshape(2, length) % decoder.vocabulary
     positions = decoder.prompt_positions(length, image=False).to(device)
-    mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    mask = torch.ones(length, length, dtype=torch.bool, device=device)
+    types = {}
+    if decoder.attention == "prefix":
+        types = {"token_type_ids": torch.zeros_like(tokens)}
+    else:
+        mask = mask.tril()
     mask = mask.expand(2, 1, length, length)
     try:
         with watched_masks() as masks:
             found = decoder(tokens, positions, mask)
-    except (TypeError, AttributeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         if isinstance(error, InputModelError):
             raise
         lines = str(error).strip().splitlines() or [""]
@@ -109,7 +124,7 @@ def check_behaviour(model: Any, decoder: LanguageDecoder) -> None:
             f"{sum(intact)} attentions with the given mask in {layers} layers",
             "one in every layer, through transformers' AttentionInterface",
         )
-    expected = model(input_ids=tokens, use_cache=False).logits
+    expected = model(input_ids=tokens, use_cache=False, **types).logits
     if not _close(found, expected):
         raise _refused(kind, "other logits when positions and mask are given", "the model's own")
     if length > 1 and _close(decoder(tokens, positions.flip(-1), mask), found, 1e-6):

@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from optimize.capture.language_decoder import Attention
-from optimize.capture.vision_towers import SelectedLayers
+from optimize.capture.qwen_tower import QwenTower
+from optimize.capture.vision_towers import FullTile, SelectedLayers, WholeImage
 from optimize.ir.errors import InputModelError
 
 Size = tuple[int, int]
@@ -58,10 +59,6 @@ def _patch(config: Any) -> int:
     return int(config.vision_config.patch_size)
 
 
-def _patches(config: Any, size: Size) -> Size:
-    return size[0] // _patch(config), size[1] // _patch(config)
-
-
 def _llava_vision(model: Any, size: Size) -> nn.Module:
     config = model.config
     kind = config.vision_config.model_type
@@ -83,13 +80,59 @@ def _llava_vision(model: Any, size: Size) -> nn.Module:
     )
 
 
+def _merged(config: Any) -> int:
+    return _patch(config) * int(config.vision_config.spatial_merge_size)
+
+
+def _shuffled(config: Any) -> int:
+    return _patch(config) * int(config.scale_factor)
+
+
+def _cells(multiple: Callable[[Any], int]) -> Callable[[Any, Size], Size]:
+    """Rows and columns of tokens that each stand for a square of pixels."""
+    return lambda config, size: (size[0] // multiple(config), size[1] // multiple(config))
+
+
+IDEFICS = Family(
+    vision=lambda model, size: FullTile(model.model.vision_model, model.model.connector, size),
+    language_model=lambda model: model.model.text_model,
+    grid=_cells(_shuffled),
+    image_size=_square,
+    multiple=_shuffled,
+    mean=HALF,
+    std=HALF,
+    resample="lanczos",
+)
+QWEN = Family(
+    vision=lambda model, size: QwenTower(model.model.visual, size),
+    language_model=lambda model: model.model.language_model,
+    grid=_cells(_merged),
+    image_size=lambda config: None,
+    multiple=_merged,
+    axes=3,
+)
 FAMILIES: dict[str, Family] = {
     "llava": Family(
         vision=_llava_vision,
         language_model=lambda model: model.model.language_model,
-        grid=_patches,
+        grid=_cells(_patch),
         image_size=_square,
         multiple=_patch,
     ),
+    "paligemma": Family(
+        vision=lambda model, size: WholeImage(model.model),
+        language_model=lambda model: model.model.language_model,
+        grid=_cells(_patch),
+        image_size=_square,
+        multiple=_patch,
+        attention="prefix",
+        first_position=1,
+        mean=HALF,
+        std=HALF,
+    ),
+    "smolvlm": IDEFICS,
+    "idefics3": IDEFICS,
+    "qwen2_vl": QWEN,
+    "qwen2_5_vl": QWEN,
 }
 """`config.model_type` → how such models are put together."""

@@ -50,7 +50,7 @@ def arguments(
     rows = torch.arange(ids.shape[1] + extra)
     real = rows < torch.tensor(lengths)[:, None, None, None] + extra
     mask = real.expand(-1, 1, len(rows), -1)
-    if not (image and decoder.attention == "prefix"):
+    if decoder.attention == "causal":
         mask = mask & (rows[:, None] >= rows)
     return ids, positions, mask
 
@@ -115,7 +115,7 @@ def check_attentions(program: Any, parts: LanguageParts) -> None:
         assert reaches(mask, "attention_mask")
         query, key = (item.meta["val"] for item in node.args[:2])
         assert query.shape[1] == text.num_attention_heads
-        assert key.shape[1] == text.num_key_value_heads
+        assert key.shape[1] == getattr(text, "num_key_value_heads", text.num_attention_heads)
         assert bool(node.kwargs.get("enable_gqa", False)) == (query.shape[1] != key.shape[1])
 
 
@@ -167,7 +167,7 @@ def test_exports_image_and_text(name: str) -> None:
     axes = dynamic_axes(args[1], batch, text + parts.decoder.image_tokens, text)
     program = exported(parts.decoder, args, (*axes, {0: batch}))
     check_attentions(program, parts)
-    other = (*arguments(parts, ids[:1, :4].repeat(3, 1), (4, 3, 3), image=True), many)
+    other = (*arguments(parts, ids[:1, :5].repeat(3, 1), (5, 4, 4), image=True), many)
     with torch.no_grad():
         assert torch.allclose(program.module()(*other), parts.decoder(*other), rtol=0, atol=1e-10)
 
