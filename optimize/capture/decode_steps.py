@@ -53,8 +53,9 @@ class PromptStep(nn.Module):
         super().__init__()
         self.module = decoder
         self.choose = Choice(loop)
-        # The positions of a shorter prompt are the first of these.
-        positions = decoder.prompt_positions(loop.max_prompt)
+        # The positions of a shorter prompt are the first of these. One more than there can be, as
+        # taking all of them would be a special case for tracing.
+        positions = decoder.prompt_positions(loop.max_prompt + 1)
         self.register_buffer(PROMPT_POSITIONS, positions, persistent=False)
 
     def forward(

@@ -34,6 +34,7 @@ from optimize.ir.errors import InputModelError
 from optimize.ir.graph import Graph
 from optimize.ir.last_row import with_last_row_only
 from optimize.ir.program import Program
+from optimize.ir.unflattened import unflattened
 
 BATCH = 2
 EXAMPLE_PROMPT = 7
@@ -226,7 +227,7 @@ def _merged(traced: Traced, weights: dict[str, torch.Tensor], prefix: str = "") 
             weights[found] = tensor
         renamed[name] = found
     names = {node: renamed[name] for node, name in traced.graph.weights.items()}
-    return replace(traced.graph, weights=names)
+    return unflattened(replace(traced.graph, weights=names))
 
 
 def _storage(tensor: torch.Tensor) -> tuple[Any, ...]:
