@@ -21,6 +21,7 @@ Source: Endo et al. (2024), Feather the Throttle, sections 4 and 5; criterion "f
     (2024), An Image is Worth 1/2 Tokens After Layer 2.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -29,7 +30,8 @@ from optimize.ir.cache_lengths import Cut, with_shorter_caches
 from optimize.ir.image_span import ImageSpan, image_span
 from optimize.ir.program import Program
 from optimize.ir.token_axis import CannotSubset
-from optimize.passes.pass_base import Declined, Numerics, Pass, Rewritten
+from optimize.passes.pass_base import Declined, Numerics, OracleResult, Pass, Rewritten
+from optimize.passes.visual_check import pruning_oracles
 from optimize.passes.visual_score import Amount
 from optimize.passes.visual_stage import Stage, pruned
 
@@ -159,6 +161,14 @@ class PruneVisualTokens(Pass):
         made = decode_program(graphs, program.weights, decoding)
         after = replace(program, graphs=graphs, loop=made.loop, signature=made.signature)
         return Rewritten(after, sites, details)
+
+    def oracles(
+        self, before: Program, after: Program, request: Mapping[str, Any]
+    ) -> list[OracleResult]:
+        """The logits equal those of the whole prefill with the dropped tokens masked as keys."""
+        assert before.decoding is not None
+        cuts = self._layers(before.decoding.layers)
+        return pruning_oracles(before, after, request, cuts, image_span(before))
 
     def amounts(self, span: ImageSpan) -> tuple[Amount, ...]:
         """How many tokens each stage keeps of an image."""
