@@ -78,8 +78,13 @@ def parts_of(
         )
     with _evaluation(model):
         if family is None:
-            return _text_parts(model, config, image_size)
-        return _image_parts(model, config, family, image_size, prefix, processor)
+            parts = _text_parts(model, config, image_size)
+        else:
+            parts = _image_parts(model, config, family, image_size, prefix, processor)
+    for module in (parts.vision, parts.decoder):
+        if module is not None:
+            module.training = model.training
+    return parts
 
 
 def _text_parts(model: Any, config: Any, image_size: Size | None) -> LanguageParts:

@@ -1,23 +1,20 @@
 """What a language model's parts say of themselves, what is refused, and how models are loaded."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from optimize.capture.language_parts import parts_of
-from optimize.capture.load_language_model import load_language_model
 from optimize.capture.qwen_tower import QwenTower
-from optimize.ir.errors import InputModelError
 from optimize.recipes.zoo.language_families import (
     IMAGE_TOKEN,
+    LANGUAGE_FAMILIES,
     TEXT,
     language_example,
     reference_logits,
 )
-from optimize.runtime.errors import ResourceError
 
 transformers = pytest.importorskip("transformers")
 
@@ -162,104 +159,6 @@ def test_weights_are_the_models_own() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("llama", {"image_size": (8, 8)}, "expected none: the model takes no images"),
-        ("llava", {"image_size": (48, 48)}, "found 48x48, expected 24x24"),
-        ("llava", {"image_size": (25, 24)}, "expected .* multiples of 6"),
-        ("qwen2_vl", {"image_size": None}, "found none, expected .* multiples of 8"),
-        ("qwen2_vl", {"image_size": (20, 16)}, "multiples of 8"),
-        ("llava", {"prefix": -1}, "prefix: found -1"),
-    ],
-)
-def test_refuses_a_size_that_does_not_fit(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputModelError, match=message):
-        parts(name, **options)
-
-
-def unfit() -> dict[str, tuple[Any, str]]:
-    """Name → (model, why it is refused)."""
-    small = {**TEXT, "head_dim": 8}
-    t5 = transformers.T5Config(
-        vocab_size=96, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
-    )
-    bloom = transformers.BloomConfig(vocab_size=96, hidden_size=16, n_layer=1, n_head=2)
-    gptj = transformers.GPTJConfig(
-        vocab_size=96, n_embd=16, n_layer=1, n_head=2, n_positions=64, rotary_dim=4
-    )
-    mamba = transformers.MambaConfig(vocab_size=96, hidden_size=16, num_hidden_layers=1)
-    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    return {
-        "t5": (transformers.T5ForConditionalGeneration(t5), "an encoder and a decoder"),
-        "bloom": (transformers.BloomForCausalLM(bloom), r"biases of scores \(ALiBi\)"),
-        "gptj": (transformers.GPTJForCausalLM(gptj), "0 attentions with the given mask"),
-        "mamba": (transformers.MambaForCausalLM(mamba), "expected attention in every layer"),
-        "experts": (
-            transformers.MixtralForCausalLM(transformers.MixtralConfig(**TEXT)),
-            "num_experts|num_local_experts",
-        ),
-        "soft-capped": (
-            transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**small)),
-            "attn_logit_softcapping=50.0",
-        ),
-        "dynamic": (
-            transformers.LlamaForCausalLM(
-                transformers.LlamaConfig(**TEXT, rope_parameters=dynamic)
-            ),
-            "dynamic rotary positions",
-        ),
-        "headless": (
-            transformers.LlamaModel(transformers.LlamaConfig(**TEXT)),
-            "found LlamaModel, expected a transformers model with a language-modelling head",
-        ),
-    }
-
-
-@pytest.mark.parametrize("name", "t5 bloom gptj mamba experts soft-capped dynamic headless".split())
-def test_refuses_unfit_models(name: str) -> None:
-    model, reason = unfit()[name]
-    with pytest.raises(InputModelError, match=reason):
-        parts_of(model)
-
-
-def test_refuses_a_model_whose_logits_the_decoder_does_not_give() -> None:
-    model = language_example("llama").model
-    forward = model.forward
-
-    def biased(**given: Any) -> Any:
-        out = forward(**given)
-        if "inputs_embeds" in given:
-            out.logits = out.logits + 1
-        return out
-
-    model.forward = biased
-    with pytest.raises(InputModelError, match="other logits when positions and mask are given"):
-        parts_of(model)
-
-
-def test_refuses_a_model_that_ignores_positions() -> None:
-    model = language_example("gpt2").model
-    with torch.no_grad():
-        model.transformer.wpe.weight.zero_()
-    with pytest.raises(InputModelError, match="logits that no position changes"):
-        parts_of(model)
-
-
-def test_refuses_a_model_without_logits() -> None:
-    model = language_example("llama").model
-    model.lm_head = None
-    with pytest.raises(InputModelError, match="with no head, expected logits of a vocabulary"):
-        parts_of(model)
-
-
-def test_refuses_an_unknown_model_with_images() -> None:
-    model = language_example("llava").model
-    model.config.model_type = "otherwise"
-    with pytest.raises(InputModelError, match="expected a model of type idefics3, llava, pali"):
-        parts_of(model)
-
-
 @pytest.mark.parametrize("layers", [[-2, 1], 2, -1], ids=str)
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 @torch.no_grad()
@@ -296,65 +195,35 @@ def test_llava_with_other_towers_and_layers(kind: str, layers: int | list[int]) 
     assert torch.allclose(logits, expected, rtol=0, atol=1e-10)
 
 
-def test_refuses_llava_with_a_class_token_among_its_image_tokens() -> None:
-    model = language_example("llava").model
-    model.config.vision_feature_select_strategy = "full"
-    with pytest.raises(InputModelError, match="found vision_feature_select_strategy='full'"):
-        parts_of(model)
-
-
+@pytest.mark.parametrize("name", list(LANGUAGE_FAMILIES))
 @torch.no_grad()
-def test_loads_a_folder_with_its_tokenizer(tmp_path: Path) -> None:
-    example = language_example("llama")
-    example.model.save_pretrained(tmp_path)
-    found = load_language_model(tmp_path)
-    assert found.tokenizer is None and found.processor is None
-    ids = torch.arange(3, 9)[None]
-    assert torch.equal(reference_logits(found.model, ids), reference_logits(example.model, ids))
-    tokenizer(tmp_path)
-    again = load_language_model(str(tmp_path))
-    assert again.tokenizer.decode(again.tokenizer("a b").input_ids) == "a b"
-    assert load_language_model(example.model) == (example.model, None, None)
+def test_half_precision_and_first_drawn_weights(name: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        example = LANGUAGE_FAMILIES[name]()
+        pixels = torch.randn(1, 3, *(example.image_size or (1, 1)))
+        ids = torch.randint(3, 90, (1, 6))
+    model = example.model.bfloat16().eval()
+    found = parts_of(model, example.image_size, example.prefix)
+    features = None if found.vision is None else found.vision(pixels)
+    positions = found.decoder.prompt_positions(6)
+    rows = positions.shape[-1]
+    mask = torch.ones(1, 1, rows, rows, dtype=torch.bool)
+    mask = mask if found.decoder.attention == "prefix" else mask.tril()
+    logits = found.decoder(ids, positions, mask, features)
+    given = None if features is None else pixels
+    expected = reference_logits(model, ids, given, example.prefix)
+    assert logits.dtype == torch.bfloat16
+    # Two roundings of bfloat16, where kernels add in another order.
+    assert float((logits - expected).abs().max()) <= float(expected.abs().max()) * 2**-6
 
 
-def test_loads_a_model_with_images_and_its_processor(tmp_path: Path) -> None:
-    example = language_example("llava")
-    example.model.save_pretrained(tmp_path)
-    images = transformers.CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3])
-    transformers.LlavaProcessor(images, tokenizer(tmp_path), patch_size=6).save_pretrained(tmp_path)
-    found = load_language_model(tmp_path)
-    assert type(found.model).__name__ == "LlavaForConditionalGeneration"
-    assert parts_of(found.model, processor=found.processor).mean == (0.1, 0.2, 0.3)
-
-
-def tokenizer(folder: Path) -> Any:
-    """A tokenizer of a few words, saved to a folder."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    made = Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "b": 2, "<image>": 3}, unk_token="[UNK]"))
-    made.pre_tokenizer = Whitespace()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]")
-    fast.image_token, fast.image_token_id = "<image>", 3
-    fast.save_pretrained(folder)
-    return fast
-
-
-def test_errors_of_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputModelError, match=r"found no such folder, expected .*config\.json"):
-        load_language_model("/no/such/folder/anywhere")
-    with pytest.raises(InputModelError, match=r"found a folder without config\.json"):
-        load_language_model(tmp_path)
-    with pytest.raises(InputModelError, match="found int, expected a transformers model"):
-        load_language_model(3)
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ResourceError, match="cannot be loaded: .*; download it where"):
-        load_language_model(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ResourceError, match="model no-owner/no-model: cannot be loaded"):
-        load_language_model("no-owner/no-model")
+def test_training_mode_is_the_models() -> None:
+    model = language_example("llava").model
+    for training in (True, False):
+        model.train(training)
+        found = parts_of(model)
+        assert found.decoder.training == found.vision.training == model.training == training
 
 
 def test_a_copy_of_the_parts_stands_alone() -> None:
