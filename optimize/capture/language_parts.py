@@ -70,11 +70,11 @@ def parts_of(
     if isinstance(prefix, bool) or not isinstance(prefix, int) or prefix < 0:
         raise InputModelError(f"prefix: found {prefix!r}, expected a number of tokens, 0 or more")
     family = FAMILIES.get(config.model_type)
-    if family is None and hasattr(config, "vision_config"):
+    other = [name for name in ("vision_config", "audio_config") if hasattr(config, name)]
+    if family is None and other:
         raise InputModelError(
-            f"model: found {type(model).__name__}, which takes images, expected a model of type "
-            f"{', '.join(sorted(FAMILIES))}; other towers are not known, but the language model "
-            "alone can be captured: load it with AutoModelForCausalLM"
+            f"model: found {type(model).__name__} with {', '.join(other)}, expected a text model "
+            f"or one of type {', '.join(sorted(FAMILIES))}; the towers of others are not known"
         )
     with _evaluation(model):
         if family is None:

@@ -237,3 +237,48 @@ def test_a_copy_of_the_parts_stands_alone() -> None:
         for parameter in decoder.parameters():
             parameter.zero_()
         assert torch.equal(other(ids, positions, mask), before)
+
+
+def without_an_entry() -> dict[str, Any]:
+    """Name → a text model of a family that no code here knows of."""
+    few = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
+    scaled = {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "attention_multiplier": 0.3}
+    return {
+        "mistral": transformers.MistralForCausalLM(transformers.MistralConfig(**TEXT)),
+        "phi3": transformers.Phi3ForCausalLM(transformers.Phi3Config(**TEXT)),
+        "gpt_neox": transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**few)),
+        "granite": transformers.GraniteForCausalLM(transformers.GraniteConfig(**TEXT, **scaled)),
+        "cohere": transformers.CohereForCausalLM(
+            transformers.CohereConfig(**TEXT, logit_scale=0.2)
+        ),
+        "smollm3": transformers.SmolLM3ForCausalLM(
+            transformers.SmolLM3Config(**TEXT, no_rope_layers=[1, 0])
+        ),
+        "opt": transformers.OPTForCausalLM(
+            transformers.OPTConfig(**few, ffn_dim=48, word_embed_proj_dim=32)
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", "mistral phi3 gpt_neox granite cohere smollm3 opt".split())
+@torch.no_grad()
+def test_models_without_an_entry_give_their_own_logits(name: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = without_an_entry()[name]
+        for parameter in model.parameters():
+            parameter.normal_(0.3 if parameter.ndim == 1 else 0.0, 0.3)
+        ids = torch.randint(3, 90, (2, 7))
+    model.double().eval()
+    decoder = parts_of(model).decoder
+    mask = torch.ones(2, 1, 7, 7, dtype=torch.bool).tril()
+    logits = decoder(ids, decoder.prompt_positions(7).expand(2, 7), mask)
+    expected = model(input_ids=ids, use_cache=False).logits
+    assert float(expected.std()) > 0.1
+    assert torch.allclose(logits, expected, rtol=0, atol=1e-10)

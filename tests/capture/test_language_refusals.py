@@ -113,7 +113,7 @@ def test_refuses_a_model_without_logits() -> None:
 def test_refuses_an_unknown_model_with_images() -> None:
     model = language_example("llava").model
     model.config.model_type = "otherwise"
-    with pytest.raises(InputModelError, match="expected a model of type idefics3, llava, pali"):
+    with pytest.raises(InputModelError, match="with vision_config, expected a text model or one"):
         parts_of(model)
 
 
