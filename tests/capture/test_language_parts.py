@@ -108,6 +108,30 @@ def test_any_grid_gives_the_models_own_logits(name: str, size: tuple[int, int]) 
     assert torch.allclose(logits, expected, rtol=0, atol=1e-10)
 
 
+class PromptPositions(torch.nn.Module):
+    """Positions of a prompt as a graph makes them."""
+
+    def __init__(self, decoder: Any) -> None:
+        super().__init__()
+        self.positions = decoder.prompt_positions
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.positions(input_ids.shape[1])
+        return made
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llava", "paligemma", "qwen2_vl"])
+def test_positions_follow_a_symbolic_length(name: str) -> None:
+    decoder = parts(name).decoder
+    length = torch.export.Dim("length", min=decoder.image_offset + 2, max=64)
+    program = torch.export.export(
+        PromptPositions(decoder), (torch.zeros(2, 9).long(),), dynamic_shapes=({1: length},)
+    )
+    for found in (5, 20):
+        made = program.module()(torch.zeros(2, found).long())
+        assert torch.equal(made, decoder.prompt_positions(found))
+
+
 def test_windows_of_the_tower_matter() -> None:
     example = language_example("qwen2_5_vl", dtype=torch.float64)
     tower = QwenTower(example.model.model.visual, (24, 32))
