@@ -99,7 +99,6 @@ class LanguageDecoder(nn.Module):
         self.image_tokens = image_tokens
         self.position_shift = positions.shift(image_tokens)
         self.configs = configurations(model)
-        self.training = model.training
 
     def forward(
         self,

@@ -17,9 +17,27 @@ from optimize.capture.vision_towers import FullTile, SelectedLayers, WholeImage
 from optimize.ir.errors import InputModelError
 
 Size = tuple[int, int]
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What an image processor does to pixels.
+
+    Attributes:
+        mean, std: of (bytes x rescale), one number per channel.
+        resample: name of the filter for images of another size.
+        rescale: factor from bytes to [0, 1].
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: str = "bicubic"
+    rescale: float = 1 / 255
+
+
+CLIP = Normalisation((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+SIGLIP = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+LANCZOS = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "lanczos")
 
 
 @dataclass(frozen=True)
@@ -34,7 +52,7 @@ class Family:
         multiple: configuration → what height and width must be multiples of.
         attention, first_position: as in `LanguageDecoder`.
         axes: of positions; 3 where image tokens have a position per axis.
-        mean, std, resample: of the family's image processor, where none is given.
+        pixels: configuration → what the family's image processor does, where none is given.
     """
 
     vision: Callable[[Any, Size], nn.Module]
@@ -45,9 +63,7 @@ class Family:
     attention: Attention = "causal"
     first_position: int = 0
     axes: int = 1
-    mean: tuple[float, ...] = CLIP_MEAN
-    std: tuple[float, ...] = CLIP_STD
-    resample: str = "bicubic"
+    pixels: Callable[[Any], Normalisation] = lambda config: CLIP
 
 
 def _square(config: Any) -> Size:
@@ -59,6 +75,10 @@ def _patch(config: Any) -> int:
     return int(config.vision_config.patch_size)
 
 
+def _is_clip(config: Any) -> bool:
+    return bool(config.vision_config.model_type == "clip_vision_model")
+
+
 def _llava_vision(model: Any, size: Size) -> nn.Module:
     config = model.config
     kind = config.vision_config.model_type
@@ -68,7 +88,7 @@ def _llava_vision(model: Any, size: Size) -> nn.Module:
             "siglip_vision_model; other towers make a number of tokens that differs by image"
         )
     skip = config.vision_feature_select_strategy == "default"
-    if skip != (kind == "clip_vision_model"):
+    if skip != _is_clip(config):
         raise InputModelError(
             f"model: found vision_feature_select_strategy={config.vision_feature_select_strategy!r}"
             f" with a {kind} tower, expected 'default' for CLIP and 'full' for SigLIP, so that "
@@ -99,9 +119,7 @@ IDEFICS = Family(
     grid=_cells(_shuffled),
     image_size=_square,
     multiple=_shuffled,
-    mean=HALF,
-    std=HALF,
-    resample="lanczos",
+    pixels=lambda config: LANCZOS,
 )
 QWEN = Family(
     vision=lambda model, size: QwenTower(model.model.visual, size),
@@ -118,6 +136,7 @@ FAMILIES: dict[str, Family] = {
         grid=_cells(_patch),
         image_size=_square,
         multiple=_patch,
+        pixels=lambda config: CLIP if _is_clip(config) else SIGLIP,
     ),
     "paligemma": Family(
         vision=lambda model, size: WholeImage(model.model),
@@ -127,8 +146,7 @@ FAMILIES: dict[str, Family] = {
         multiple=_patch,
         attention="prefix",
         first_position=1,
-        mean=HALF,
-        std=HALF,
+        pixels=lambda config: SIGLIP,
     ),
     "smolvlm": IDEFICS,
     "idefics3": IDEFICS,

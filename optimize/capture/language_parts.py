@@ -18,7 +18,7 @@ from torch import nn
 from optimize.capture.check_model import check_module
 from optimize.capture.language_checks import check_behaviour, check_configuration
 from optimize.capture.language_decoder import LanguageDecoder, Positions
-from optimize.capture.language_families import FAMILIES, Family, Size
+from optimize.capture.language_families import FAMILIES, Family, Normalisation, Size
 from optimize.ir.errors import InputModelError
 
 
@@ -70,10 +70,21 @@ def parts_of(
     if isinstance(prefix, bool) or not isinstance(prefix, int) or prefix < 0:
         raise InputModelError(f"prefix: found {prefix!r}, expected a number of tokens, 0 or more")
     family = FAMILIES.get(config.model_type)
+    other = [name for name in ("vision_config", "audio_config") if hasattr(config, name)]
+    if family is None and other:
+        raise InputModelError(
+            f"model: found {type(model).__name__} with {', '.join(other)}, expected a text model "
+            f"or one of type {', '.join(sorted(FAMILIES))}; the towers of others are not known"
+        )
     with _evaluation(model):
         if family is None:
-            return _text_parts(model, config, image_size)
-        return _image_parts(model, config, family, image_size, prefix, processor)
+            parts = _text_parts(model, config, image_size)
+        else:
+            parts = _image_parts(model, config, family, image_size, prefix, processor)
+    for module in (parts.vision, parts.decoder):
+        if module is not None:
+            module.training = model.training
+    return parts
 
 
 def _text_parts(model: Any, config: Any, image_size: Size | None) -> LanguageParts:
@@ -111,9 +122,17 @@ def _image_parts(
     vision = family.vision(model, size)
     channels = getattr(config.vision_config, "num_channels", 3)
     _check_features(vision, decoder, (channels, *size), rows * columns)
-    mean, std, rescale, resample = _normalisation(family, processor)
+    pixels = _normalisation(family.pixels(config), processor)
     return LanguageParts(
-        vision, decoder, size, channels, (rows, columns), mean, std, rescale, resample
+        vision=vision,
+        decoder=decoder,
+        image_size=size,
+        channels=channels,
+        grid=(rows, columns),
+        mean=pixels.mean,
+        std=pixels.std,
+        rescale=pixels.rescale,
+        resample=pixels.resample,
     )
 
 
@@ -185,24 +204,22 @@ def _check_features(
         )
 
 
-def _normalisation(
-    family: Family, processor: Any
-) -> tuple[tuple[float, ...], tuple[float, ...], float, str]:
-    """Mean, std, rescale and filter: of a processor, or the family's usual ones."""
+def _normalisation(usual: Normalisation, processor: Any) -> Normalisation:
+    """What a processor does, or what the family's usually does if there is none."""
     images = getattr(processor, "image_processor", processor)
     if images is None:
-        return family.mean, family.std, 1 / 255, family.resample
-    channels = len(family.mean)
+        return usual
+    channels = len(usual.mean)
     normalises = getattr(images, "do_normalize", True)
     mean = tuple(images.image_mean) if normalises else (0.0,) * channels
     std = tuple(images.image_std) if normalises else (1.0,) * channels
     rescale = float(images.rescale_factor) if getattr(images, "do_rescale", True) else 1.0
     code = getattr(images, "resample", None)
     if code is None:
-        return mean, std, rescale, family.resample
+        return Normalisation(mean, std, usual.resample, rescale)
     from PIL.Image import Resampling
 
-    return mean, std, rescale, Resampling(int(code)).name.lower()
+    return Normalisation(mean, std, Resampling(int(code)).name.lower(), rescale)
 
 
 @contextmanager

@@ -44,7 +44,6 @@ class QwenTower(nn.Module):
         whole = getattr(config, "fullatt_block_indexes", None)
         count = len(tower.blocks)
         self.windowed = [whole is not None and layer not in whole for layer in range(count)]
-        self.training = tower.training
 
     def _patch_coordinates(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Row and column of each patch: tokens row by row, the patches of a token together."""

@@ -32,7 +32,6 @@ class SelectedLayers(nn.Module):
         self.layers = [layers] if isinstance(layers, int) else list(layers)
         self.skip_first = skip_first
         self.configs = configurations(tower)
-        self.training = tower.training
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Image features [B, N, D] of `pixel_values` [B, C, H, W]."""
@@ -53,7 +52,6 @@ class WholeImage(nn.Module):
         self.tower = model.vision_tower
         self.projector = model.multi_modal_projector
         self.configs = configurations(self.tower)
-        self.training = model.training
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Image features [B, N, D] of `pixel_values` [B, C, H, W]."""
@@ -80,7 +78,6 @@ class FullTile(nn.Module):
         self.connector = connector
         self.configs = configurations(tower)
         self.register_buffer("positions", tile_positions(tower, size), persistent=False)
-        self.training = tower.training
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Image features [B, N, D] of `pixel_values` [B, C, H, W]."""

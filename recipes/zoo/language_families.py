@@ -277,11 +277,39 @@ def language_example(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         made = LANGUAGE_FAMILIES[name]()
-        for parameter in made.model.parameters():
-            spread, mean = (0.15, 0.0) if parameter.ndim > 1 else (0.1, 0.3)
-            nn.init.normal_(parameter, mean=mean, std=spread)
+        for key, parameter in made.model.named_parameters():
+            norm = parameter.ndim == 1 and not key.endswith("bias")
+            nn.init.normal_(parameter, mean=0.5 if norm else 0.0, std=0.1 if norm else 0.4)
     made.model.eval().to(dtype)
     return made
+
+
+def reference_inputs(
+    model: Any,
+    input_ids: torch.Tensor,
+    pixel_values: torch.Tensor | None = None,
+    prefix: int = 0,
+) -> dict[str, Any]:
+    """Arguments of the library's own forward or `generate`, image placeholders and all.
+
+    Args:
+        model: a model of `LANGUAGE_FAMILIES`.
+        input_ids: int64 [B, T], text only.
+        pixel_values: [B, C, H, W], normalised; None for text alone.
+        prefix: text tokens before the image.
+    """
+    given: dict[str, Any] = {}
+    ids = input_ids
+    if pixel_values is not None:
+        given = _image_arguments(model, pixel_values)
+        placeholders = torch.full((len(ids), given.pop("image_tokens")), IMAGE_TOKEN)
+        ids = torch.cat([ids[:, :prefix], placeholders, ids[:, prefix:]], dim=1)
+    if "image_grid_thw" in given:
+        given["mm_token_type_ids"] = (ids == IMAGE_TOKEN).int()
+    # In PaliGemma zeros mark image and prompt, which see one another.
+    if model.config.model_type == "paligemma":
+        given["token_type_ids"] = torch.zeros_like(ids)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **given}
 
 
 @torch.no_grad()
@@ -291,32 +319,9 @@ def reference_logits(
     pixel_values: torch.Tensor | None = None,
     prefix: int = 0,
 ) -> torch.Tensor:
-    """Logits of the library's own forward, image placeholders and all.
-
-    Args:
-        model: a model of `LANGUAGE_FAMILIES`.
-        input_ids: int64 [B, T], text only.
-        pixel_values: [B, C, H, W], normalised; None for text alone.
-        prefix: text tokens before the image.
-    Returns:
-        [B, S, V], S = T + image tokens.
-    """
-    # In PaliGemma zeros mark image and prompt, which see one another.
-    prefixed = model.config.model_type == "paligemma"
-    if pixel_values is None:
-        types = {"token_type_ids": torch.zeros_like(input_ids)} if prefixed else {}
-        plain: torch.Tensor = model(input_ids=input_ids, use_cache=False, **types).logits
-        return plain
-    batch = input_ids.shape[0]
-    given = _image_arguments(model, pixel_values)
-    tokens = given.pop("image_tokens")
-    placeholders = torch.full((batch, tokens), IMAGE_TOKEN)
-    ids = torch.cat([input_ids[:, :prefix], placeholders, input_ids[:, prefix:]], dim=1)
-    if "mm_token_type_ids" in given:
-        given["mm_token_type_ids"] = (ids == IMAGE_TOKEN).int()
-    if prefixed:
-        given["token_type_ids"] = torch.zeros_like(ids)
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False, **given).logits
+    """Logits [B, S, V] of the library's own forward; arguments as of `reference_inputs`."""
+    given = reference_inputs(model, input_ids, pixel_values, prefix)
+    logits: torch.Tensor = model(**given, use_cache=False).logits
     return logits
 
 
@@ -354,6 +359,5 @@ def _qwen_arguments(vision: Any, pixels: torch.Tensor) -> dict[str, Any]:
     return {
         "pixel_values": made["pixel_values"],
         "image_grid_thw": grid,
-        "mm_token_type_ids": None,
         "image_tokens": tokens,
     }
