@@ -14,6 +14,7 @@ from optimize.ir.builder import Builder
 from optimize.ir.decode import PROMPT_POSITIONS
 from optimize.ir.graph import Graph
 from optimize.ir.layer_inputs import Layer
+from optimize.kernels.gather_rows import schema as _gather_schema  # noqa: F401  registers the op
 
 
 def position_nodes(graph: Graph, layer: Layer) -> set[fx.Node]:
@@ -25,7 +26,9 @@ def position_nodes(graph: Graph, layer: Layer) -> set[fx.Node]:
     stack = [node for node in graph.graph.nodes if _is_table(graph, node)]
     while stack:
         for user in stack.pop().users:
-            if user is not layer.hidden and user not in reached:
+            # How many rows there are does not depend on where they stand.
+            sized = isinstance(user.meta.get("val"), torch.SymInt)
+            if user is not layer.hidden and user not in reached and not sized:
                 reached.add(user)
                 stack.append(user)
     needed: set[fx.Node] = set()
@@ -34,7 +37,9 @@ def position_nodes(graph: Graph, layer: Layer) -> set[fx.Node]:
         node = stack.pop()
         if node in reached and node not in needed:
             needed.add(node)
-            stack.extend(node.all_input_nodes)
+            # An index of kept rows says which positions are meant, and is none itself.
+            picks = node.target is torch.ops.optimize.gather_rows.default
+            stack.extend(node.all_input_nodes[:1] if picks else node.all_input_nodes)
     return needed
 
 
