@@ -141,9 +141,9 @@ class Prompter:
         """The special tokens put before a text, and its own; those put after it are left out."""
         if not text:
             return [], []
-        special = self.prompting.add_special_tokens
+        special, tokenizer = self.prompting.add_special_tokens, self._tokenizer()
         try:
-            encoded = self._tokenizer().encode(text, add_special_tokens=special)
+            encoded = tokenizer.encode(text, add_special_tokens=special)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise RuntimeInputError(
