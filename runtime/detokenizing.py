@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_WINDOW, _KEPT = 48, 8
+_WINDOW, _KEPT = 24, 6
 
 
 def text_of(tokenizer: Any, tokens: Iterable[int], stop_tokens: Collection[int]) -> str:

@@ -13,14 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from optimize.runtime.errors import UnsafeBundle
 from optimize.runtime.loop import Data, Identifier, Input, Signature
 
 PROMPT, IMAGE = "{prompt}", "<image>"
 ASKED = ("prompt", "image")
 """What a request may have in the place of the fields that are made from it."""
 
-MAX_TOKENIZER_BYTES = 64 * 2**20
 MAX_TOKENS = 2**24
 
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -108,16 +106,6 @@ class Prompting(Data):
         if self.pad_token >= self.vocabulary:
             raise ValueError(f"`pad_token` is {self.pad_token} of {self.vocabulary} tokens")
         return self
-
-
-def check_tokenizer_size(name: str, size: int) -> None:
-    """Refuses a tokenizer file that is too large to be one.
-
-    Raises:
-        UnsafeBundle: says how large it is.
-    """
-    if size > MAX_TOKENIZER_BYTES:
-        raise UnsafeBundle(f"{name}: found {size} bytes, expected at most {MAX_TOKENIZER_BYTES}")
 
 
 def prompting_problems(

@@ -1,5 +1,6 @@
 """Prompts become tokens as the template says, and what does not fit is refused."""
 
+import json
 import re
 import sys
 
@@ -9,8 +10,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from optimize.runtime.errors import CorruptBundle, ResourceError, RuntimeInputError, UnsafeBundle
 from optimize.runtime.loop import Input, Signature
-from optimize.runtime.prompter import Prompter, parse_tokenizer
+from optimize.runtime.prompter import Prompter
 from optimize.runtime.prompting import ImageInput, Prompting, prompting_problems
+from optimize.runtime.tokenizer_file import parse_tokenizer
 
 WORDS = ["<pad>", "<unk>", "<s>", "</s>", "red", "blue", "what", "is", "it", "Q", "A", ":"]
 PAD, BOS, EOS = 0, 2, 3
@@ -201,8 +203,21 @@ def test_damaged_tokenizer_files_are_corrupt():
             continue
 
 
+def test_merges_that_would_abort_the_library_are_refused():
+    model = {
+        "type": "BPE", "vocab": {"é": 0, "a": 1, "aé": 2, "xé": 3, "axé": 4},
+        "continuing_subword_prefix": "x",
+    }  # fmt: skip
+    for merges in ([["a", "é"]], ["a é"], [["a"]], [[]], [3], [{}]):
+        content = json.dumps({"model": {**model, "merges": merges}}).encode()
+        with pytest.raises(CorruptBundle, match="found no tokenizer: merge .* begins with 'x'"):
+            parse_tokenizer("t.json", content)
+    good = json.dumps({"model": {**model, "merges": [["a", "xé"]]}}).encode()
+    assert parse_tokenizer("t.json", good).get_vocab_size() == 5
+
+
 def test_a_tokenizer_file_over_64_mebibytes_is_refused(monkeypatch):
-    monkeypatch.setattr("optimize.runtime.prompting.MAX_TOKENIZER_BYTES", 100)
+    monkeypatch.setattr("optimize.runtime.tokenizer_file.MAX_TOKENIZER_BYTES", 100)
     with pytest.raises(UnsafeBundle, match=r"tokenizer.json: found \d+ bytes, expected at most"):
         made()
 
