@@ -56,7 +56,7 @@ class Prompter:
         if isinstance(columns, int):
             self._shortest = self._longest = columns
         else:
-            low, high = signature.dimensions[columns.rpartition("*")[2]]
+            low, high = signature.dimensions[columns]
             self._shortest, self._longest = low, high
         self._longest = min(self._longest, prompting.longest_prompt)
 

@@ -41,6 +41,12 @@ def signature(columns="prompt", picture=False, prompt=(1, 64)):
     return Signature(inputs=tuple(inputs), dimensions=dimensions, outputs=("tokens",))
 
 
+def with_image_field():
+    plain = signature()
+    image = Input(name="image", dtype="float32", shape=("batch",))
+    return plain.model_copy(update={"inputs": (*plain.inputs, image)})
+
+
 def picture(**options):
     return ImageInput(height=4, width=6, mean=(0.0,) * 3, std=(1.0,) * 3, **options)
 
@@ -261,6 +267,9 @@ def test_means_and_deviations_are_one_per_channel():
         ({"tokens": "ids"}, signature(), "no request field 'ids', known: input_ids, lengths"),
         ({"lengths": "pixel_values"}, signature(picture=True), r"as float32 .*expected int64 \[b"),
         (PICTURES, signature(), "found no request field 'pixel_values'"),
+        ({}, signature("2*prompt"), "found prompts '2.prompt' wide, expected a size of batch, pr"),
+        ({}, signature("other"), "found prompts 'other' wide"),
+        ({}, with_image_field(), "found a request field 'image', expected another name"),
         ({"result": "text"}, signature(), "found no result 'text' for the tokens, known: tokens"),
         (
             PICTURES | {"image": ImageInput(height=9, width=6, mean=(0.0,) * 3, std=(1.0,) * 3)},
