@@ -118,6 +118,15 @@ def test_other_bundles_take_no_prompt(
     assert run(capsys, str(tmp_path / "missing"), "-p", "x")[0] == 5
 
 
+def test_inspect_shows_how_to_prompt(
+    capsys: pytest.CaptureFixture[str], bundle: str, seeing: str
+) -> None:
+    assert run_command(["inspect", bundle]) == 0
+    assert "prompts: 'Q {prompt}', at most 10 tokens\n" in capsys.readouterr().out
+    assert run_command(["inspect", seeing]) == 0
+    assert "at most 10 tokens and a picture of 6 x 4 pixels" in capsys.readouterr().out
+
+
 def test_text_for_a_terminal_cannot_steer_it() -> None:
     assert without_controls("a\n\tb\x1b[31m\r\x9b猫") == "a\n\tb\ufffd[31m\ufffd\ufffd猫"
 
