@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from optimize.capture.from_diffusers import capture_model
-from optimize.ir.denoise import DenoiseLoop
+from optimize.capture.capture_model import AnyLoop, capture_model
 from optimize.ir.errors import QualityError
 from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program
 from optimize.ir.record import Record
 from optimize.ir.report import Report
-from optimize.ir.torus_flow import TorusFlowLoop
 from optimize.passes.cache_regions import active_maps
 from optimize.passes.calibration import Request, requests
 from optimize.passes.catalog import latest_position
@@ -34,7 +32,7 @@ def optimize(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe = "balanced",
     *,
     example_inputs: Mapping[str, Any] | None = None,
-    loop: DenoiseLoop | TorusFlowLoop | None = None,
+    loop: AnyLoop | None = None,
     budget: Budget | Mapping[str, Any] | None = None,
     verify: bool = True,
     progress: bool | Progress = True,
@@ -42,10 +40,13 @@ def optimize(
     """Makes a model faster, checks that it is still right, and says what was done.
 
     Args:
-        model: a `torch.nn.Module` that denoises, a diffusers pipeline, or a captured program.
+        model: a `torch.nn.Module` that denoises, a diffusers pipeline or a transformers language
+            model (or its folder), an object with `decoder`, `vision` and `image_shape`, or a
+            captured program.
         recipe: a named recipe, a path of a YAML file, a mapping, or a `Recipe`.
         example_inputs: argument name → tensor, for a bare module; also the calibration inputs.
-        loop: how a bare module is sampled.
+        loop: how a bare module is sampled: a `DenoiseLoop`, a `TorusFlowLoop`, or a `DecodeLoop` of
+            a language model.
         budget: limits on the change of the result, instead of the recipe's.
         verify: run oracles, identity checks and the comparison with the unrewritten program. They
             sample with the model several times. Without, no budget is checked.
@@ -59,9 +60,7 @@ def optimize(
         QualityError: the result changed by more than the budget.
     """
     checked = load_recipe(recipe, budget)
-    program = model
-    if not isinstance(program, Program):
-        program = capture_model(model, example_inputs, loop=loop)
+    program = capture_model(model, example_inputs, loop=loop)
     return apply_recipe(program, checked, example_inputs, verify=verify, progress=progress)
 
 
