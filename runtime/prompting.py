@@ -121,7 +121,7 @@ def prompting_problems(
     for width in fields[prompting.tokens].shape[-1:] if prompting.tokens in fields else ():
         if isinstance(width, str) and width not in signature.dimensions:
             known = ", ".join(signature.dimensions)
-            yield f"prompting: found prompts {width!r} wide, expected a size of {known}, or a number"
+            yield f"prompting: found prompts {width!r} wide, expected one of {known}, or a number"
     yield from _field_problems(fields, prompting.lengths, "int64", 1)
     image = prompting.image
     if image is not None:
