@@ -118,11 +118,10 @@ def prompting_problems(
     for name in sorted(fields.keys() & set(ASKED)):
         yield f"prompting: found a request field {name!r}, expected another name for it"
     yield from _field_problems(fields, prompting.tokens, "int64", 2)
-    columns = fields[prompting.tokens].shape[-1:] if prompting.tokens in fields else ()
-    for size in columns:
-        if isinstance(size, str) and size not in signature.dimensions:
+    for width in fields[prompting.tokens].shape[-1:] if prompting.tokens in fields else ():
+        if isinstance(width, str) and width not in signature.dimensions:
             known = ", ".join(signature.dimensions)
-            yield f"prompting: found prompts {size!r} wide, expected a size of {known}, or a number"
+            yield f"prompting: found prompts {width!r} wide, expected one of {known}, or a number"
     yield from _field_problems(fields, prompting.lengths, "int64", 1)
     image = prompting.image
     if image is not None:

@@ -267,7 +267,7 @@ def test_means_and_deviations_are_one_per_channel():
         ({"tokens": "ids"}, signature(), "no request field 'ids', known: input_ids, lengths"),
         ({"lengths": "pixel_values"}, signature(picture=True), r"as float32 .*expected int64 \[b"),
         (PICTURES, signature(), "found no request field 'pixel_values'"),
-        ({}, signature("2*prompt"), "found prompts '2.prompt' wide, expected a size of batch, pr"),
+        ({}, signature("2*prompt"), "found prompts '2.prompt' wide, expected one of batch, prompt"),
         ({}, signature("other"), "found prompts 'other' wide"),
         ({}, with_image_field(), "found a request field 'image', expected another name"),
         ({"result": "text"}, signature(), "found no result 'text' for the tokens, known: tokens"),
