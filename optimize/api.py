@@ -140,17 +140,28 @@ def check_budget(recipe: Recipe, history: Sequence[Record]) -> None:
     limit = recipe.budget.relative_error
     if limit is not None and not error <= limit:
         problems.append(f"relative_error {error:.4g}, expected at most {limit:g}")
+    limit = recipe.budget.token_match
+    if limit is not None:
+        share = applied[-1].details.get("token_match")
+        if share is None:
+            problems.append("no generated tokens, expected some for token_match")
+        elif share < limit:
+            problems.append(f"token_match {share:.4g}, expected at least {limit:g}")
     if not problems:
         return
-    costs = "; ".join(
-        f"after {record.name}: relative_error {record.error or 0.0:.4g}, "
-        f"psnr {record.details.get('psnr', math.inf):.1f} dB"
-        for record in applied
-    )
+    costs = "; ".join(_cost(record) for record in applied)
     raise QualityError(
         f"recipe {recipe.name}: over the quality budget: found {' and '.join(problems)}. {costs}. "
         "Ease the options of the pass that cost most, or the budget"
     )
+
+
+def _cost(record: Record) -> str:
+    """What a pass cost in quality, counted from the program before the first pass."""
+    text = f"after {record.name}: relative_error {record.error or 0.0:.4g}, "
+    text += f"psnr {record.details.get('psnr', math.inf):.1f} dB"
+    share = record.details.get("token_match")
+    return text if share is None else f"{text}, token_match {share:.4g}"
 
 
 def with_active_tokens(program: Program, request: Request) -> Program:
