@@ -27,6 +27,7 @@ COMMANDS = {
     "run": "run:run",
     "inspect": "inspect:inspect",
     "export": "run:export",
+    "generate": "generate:generate",
     "bench": "bench:bench",
     "verify": "verify:verify",
     "recipes": "lists:recipes",

@@ -35,8 +35,8 @@ from optimize.runtime.manifest import (
     Manifest,
     parse_manifest,
 )
-from optimize.runtime.prompting import check_tokenizer_size
 from optimize.runtime.tensors import StoredTensor, read_tensors
+from optimize.runtime.tokenizer_file import check_tokenizer_size
 
 STAGING_SUFFIX = ".staging"
 """How the name of an unfinished export ends."""

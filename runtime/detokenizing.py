@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_WINDOW, _KEPT = 48, 8
+_WINDOW, _KEPT = 24, 6
 
 
 def text_of(tokenizer: Any, tokens: Iterable[int], stop_tokens: Collection[int]) -> str:
@@ -45,17 +45,18 @@ class TextStream:
         if name is None or token in self._unseen:
             return ""
         self._window.append(token)
-        text = self._decoded()
         # A token for one byte, such as <0xE4>, may still change with the bytes that follow.
-        if text.endswith("\ufffd") or _BYTE.fullmatch(name):
+        if _BYTE.fullmatch(name):
             return ""
-        piece = text[self._shown :]
-        if len(self._window) > _WINDOW:
+        text = self._decoded()
+        complete = text.removesuffix("\ufffd")
+        piece = complete[self._shown :]
+        if text == complete and len(self._window) > _WINDOW:
             kept = self._window[-_KEPT:]
             last = str(self._tokenizer.decode(kept))
             if last:
-                self._window, text = kept, last
-        self._shown = len(text)
+                self._window, complete = kept, last
+        self._shown = len(complete)
         return piece
 
     def rest(self) -> str:

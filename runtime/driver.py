@@ -204,7 +204,7 @@ class Run:
         for name, slot in route.in_place:
             buffers[name] = state[slot]
         for name, _ in route.to_result:
-            buffers[name] = None
+            buffers[name] = route.copied.get(name)
         outputs = self.engine.run(call.graph, inputs, buffers)
         for name, slot in (*route.to_state, *route.in_place):
             value, old = outputs[name], state[slot]
@@ -212,6 +212,7 @@ class Run:
                 spare[slot] = old
                 state[slot] = value
         for name, result in route.to_result:
+            route.copied[name] = outputs[name]
             self.appended.setdefault(result, []).append(self.engine.download(outputs[name]))
         return bool(route.to_result)
 
@@ -225,7 +226,9 @@ def _rows(array: NDArray[Any], binding: Binding, step: int) -> NDArray[Any]:
 class _Route:
     """A call's bindings sorted by kind, worked out once; a decoding loop makes thousands of calls.
 
-    Pairs of an input or output of the graph and a slot, binding or result.
+    Pairs of an input or output of the graph and a slot, binding or result. `copied` are the last
+    outputs that went to results: their copies are on the host, so the next ones may take their
+    place.
     """
 
     from_state: tuple[tuple[str, str], ...]
@@ -233,6 +236,7 @@ class _Route:
     to_state: tuple[tuple[str, str], ...]
     in_place: tuple[tuple[str, str], ...]
     to_result: tuple[tuple[str, str], ...]
+    copied: dict[str, Handle] = field(default_factory=dict)
 
     @staticmethod
     def of(call: Call, slots: Mapping[str, Slot]) -> "_Route":

@@ -171,8 +171,9 @@ class OnnxEngine:
         if handle.memory is not None:
             bits = handle.value.element_type() == ONNX_TYPES["bfloat16"]
             return bfloat16.from_bits(handle.memory) if bits else handle.memory.copy()
+        # On the CPU this is a view of ONNX Runtime's buffer, which the next call may write.
         array: NDArray[Any] = handle.value.numpy()
-        return array
+        return array if array.flags.owndata else array.copy()
 
     def run(
         self, graph: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array | None]

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimize.runtime.detokenizing import TextStream, text_of
-from optimize.runtime.errors import CorruptBundle, ResourceError, RuntimeInputError
+from optimize.runtime.errors import CorruptBundle, RuntimeInputError
 from optimize.runtime.loop import Signature
 from optimize.runtime.pixels import pixel_values
-from optimize.runtime.prompting import ASKED, IMAGE, PROMPT, Prompting, check_tokenizer_size
+from optimize.runtime.prompting import ASKED, IMAGE, PROMPT, Prompting
+from optimize.runtime.tokenizer_file import check_tokenizer_size, parse_tokenizer
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Prompter:
         if isinstance(columns, int):
             self._shortest = self._longest = columns
         else:
-            low, high = signature.dimensions[columns.rpartition("*")[2]]
+            low, high = signature.dimensions[columns]
             self._shortest, self._longest = low, high
         self._longest = min(self._longest, prompting.longest_prompt)
 
@@ -141,9 +142,9 @@ class Prompter:
         """The special tokens put before a text, and its own; those put after it are left out."""
         if not text:
             return [], []
-        special = self.prompting.add_special_tokens
+        special, tokenizer = self.prompting.add_special_tokens, self._tokenizer()
         try:
-            encoded = self._tokenizer().encode(text, add_special_tokens=special)
+            encoded = tokenizer.encode(text, add_special_tokens=special)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise RuntimeInputError(
@@ -180,35 +181,6 @@ class Prompter:
         if self._parsed is None:
             self._parsed = parse_tokenizer(self.prompting.tokenizer, self._content)
         return self._parsed
-
-
-def parse_tokenizer(name: str, content: bytes) -> Any:
-    """A `tokenizers.Tokenizer` that neither cuts nor pads.
-
-    Raises:
-        CorruptBundle: the content is no tokenizer.
-        ResourceError: the library is not installed.
-    """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise ResourceError(
-            "prompt: needs the library tokenizers, which is not installed; "
-            "pip install 'optimize[text]'"
-        ) from error
-    try:
-        tokenizer = Tokenizer.from_buffer(content)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-    # A panic of the library is no Exception.
-    except BaseException as error:
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CorruptBundle(
-            f"{name}: found no tokenizer: {reason[:200]}; export it again"
-        ) from error
-    return tokenizer
 
 
 def without_prompting(request: Mapping[str, Any], signature: Signature) -> Asked:

@@ -13,14 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from optimize.runtime.errors import UnsafeBundle
 from optimize.runtime.loop import Data, Identifier, Input, Signature
 
 PROMPT, IMAGE = "{prompt}", "<image>"
 ASKED = ("prompt", "image")
 """What a request may have in the place of the fields that are made from it."""
 
-MAX_TOKENIZER_BYTES = 64 * 2**20
 MAX_TOKENS = 2**24
 
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -110,16 +108,6 @@ class Prompting(Data):
         return self
 
 
-def check_tokenizer_size(name: str, size: int) -> None:
-    """Refuses a tokenizer file that is too large to be one.
-
-    Raises:
-        UnsafeBundle: says how large it is.
-    """
-    if size > MAX_TOKENIZER_BYTES:
-        raise UnsafeBundle(f"{name}: found {size} bytes, expected at most {MAX_TOKENIZER_BYTES}")
-
-
 def prompting_problems(
     prompting: Prompting, signature: Signature, files: Collection[str]
 ) -> Iterator[str]:
@@ -127,7 +115,13 @@ def prompting_problems(
     if prompting.tokenizer not in files:
         yield f"prompting: found no file {prompting.tokenizer!r} for the tokenizer"
     fields = {item.name: item for item in signature.inputs}
+    for name in sorted(fields.keys() & set(ASKED)):
+        yield f"prompting: found a request field {name!r}, expected another name for it"
     yield from _field_problems(fields, prompting.tokens, "int64", 2)
+    for width in fields[prompting.tokens].shape[-1:] if prompting.tokens in fields else ():
+        if isinstance(width, str) and width not in signature.dimensions:
+            known = ", ".join(signature.dimensions)
+            yield f"prompting: found prompts {width!r} wide, expected one of {known}, or a number"
     yield from _field_problems(fields, prompting.lengths, "int64", 1)
     image = prompting.image
     if image is not None:

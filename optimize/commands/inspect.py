@@ -194,8 +194,16 @@ def _inspect_bundle(path: str, as_json: bool) -> None:
     fields = [f"{item.name} {item.dtype} {list(item.shape)}" for item in manifest.signature.inputs]
     outputs = ", ".join(manifest.signature.outputs)
     output.print(Text(f"request: {', '.join([*fields, 'seed'])} → {outputs}"))
+    if manifest.prompting is not None:
+        output.print(Text(f"prompts: {_prompts(manifest.prompting)}"))
     output.print(Text(f"graphs: {', '.join(manifest.graphs)}"))
     table = Table("file", "bytes", "sha256", box=None, header_style="dim")
     for name, entry in manifest.files.items():
         table.add_row(Text(name), str(entry.size), entry.sha256[:16])
     output.print(table)
+
+
+def _prompts(prompting: Any) -> str:
+    image = prompting.image
+    picture = f" and a picture of {image.width} x {image.height} pixels" if image else ""
+    return f"{prompting.template!r}, at most {prompting.longest_prompt} tokens{picture}"

@@ -31,8 +31,9 @@ from optimize.runtime.manifest import (
     check_path,
     dump_manifest,
 )
-from optimize.runtime.prompting import check_tokenizer_size, prompting_problems
+from optimize.runtime.prompting import prompting_problems
 from optimize.runtime.tensors import tensors_header
+from optimize.runtime.tokenizer_file import check_tokenizer_size
 
 VERSION = "0.1.0"
 REPORT_FILE = "report.json"

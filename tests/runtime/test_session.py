@@ -246,7 +246,8 @@ import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {"torch", "onnx", "onnxscript", "onnx_ir", "triton",
-                                      "tensorrt", "diffusers", "transformers", "networkx", "sympy"}:
+                                      "tensorrt", "diffusers", "transformers", "networkx", "sympy",
+                                      "tokenizers", "PIL"}:
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocker())

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from optimize.capture.from_module import trace
@@ -22,7 +23,7 @@ from optimize.runtime.loop import (
     Signature,
     Slot,
 )
-from optimize.runtime.prompting import Prompting
+from optimize.runtime.prompting import ImageInput, Prompting
 
 WIDTH, HEIGHT, COLUMNS = 6, 4, 12
 
@@ -135,3 +136,27 @@ def speaking(
         prompting=prompting,
         assets={prompting.tokenizer: tokenizer},
     )
+
+
+WORDS = ["<pad>", "<unk>", "<s>", "</s>", "red", "blue", "what", "colour", "is", "it", "no", "Q"]
+
+
+def colours(picture: bool = False, steps: int = 8) -> Program:
+    """Asked for a colour it says red, or blue of a bright picture; to anything else it says no."""
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(WORDS[:4])
+    number = WORDS.index
+    red, blue = ([number(word) for word in ("it", "is", colour)] for colour in ("red", "blue"))
+    image = ImageInput(height=HEIGHT, width=WIDTH, mean=(0.5,) * 3, std=(0.5,) * 3)
+    prompting = Prompting(
+        template="Q <image> {prompt}" if picture else "Q {prompt}",
+        image=image if picture else None,
+        image_offset=1 if picture else 0,
+        stop_tokens=(number("</s>"),),
+        pad_token=0,
+        longest_prompt=10,
+        vocabulary=len(WORDS),
+    )
+    answers = {0: ([number("no")],), number("colour"): (red, blue) if picture else (red,)}
+    return speaking(prompting, tokenizer.to_str().encode(), answers, steps)
