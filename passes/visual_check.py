@@ -77,7 +77,9 @@ def masked_logits(
         for sample, chosen in enumerate(numbers):
             mask[sample, span.offset + chosen[chosen >= 0]] = True
         masks[f"keys_{number}"] = engine.upload(mask, "bool")
-    inputs = {name: engine.upload(run.request[name], run.request_dtypes[name]) for name in run.request}
+    inputs = {
+        name: engine.upload(run.request[name], run.request_dtypes[name]) for name in run.request
+    }
     features = program.graphs["vision"].run(program.weights, inputs)
     made = graph.run(program.weights, {**inputs, **features, **masks})
     return engine.download(made["logits"])

@@ -13,6 +13,7 @@ from optimize.export.loop_forms import as_onnx_loop, in_form, tables_of
 from optimize.export.publish import Staging, check_target, staged
 from optimize.export.to_onnx import graph_to_onnx, used_weights
 from optimize.export.weights import layout_weights
+from optimize.export.few_rows import has_few_rows
 from optimize.ir.errors import RecipeError
 from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program
@@ -102,6 +103,7 @@ def export_bundle(
                 file=name,
                 inputs=dict(translated[role].inputs),
                 outputs=dict(translated[role].outputs),
+                few_rows=role in program.graphs and has_few_rows(program.graphs[role]),
             )
             for role, name in graphs.items()
         }
