@@ -3,8 +3,8 @@
 A convolutional stem turns a scene into 12 x 12 visual tokens; a rotary decoder reads them after a
 BOS token and before the question, which attend to one another both ways, and answers in tokens.
 The stem sees 7 pixels around a token, less than a digit: which digit a token belongs to is found in
-the decoder. As in vision towers, a learned position of row and column is added to the tokens;
-rotary attention alone moves no position into what a token says.
+the decoder. As in vision towers, a learned position of row and column is added to the tokens:
+rotary attention alone weighs by position but moves none into what a token says.
 
 Source: Su et al. (2021), rotary positions; Beyer et al. (2024), attention both ways over a prefix.
 """
@@ -59,7 +59,7 @@ class FindTheDigit(nn.Module):
     """
 
     def __init__(
-        self, dim: int = 64, block_count: int = 12, head_count: int = 2, hidden: int = 160
+        self, dim: int = 64, block_count: int = 16, head_count: int = 2, hidden: int = 160
     ) -> None:
         super().__init__()
         self.vision = Stem(dim, SCENE_SIZE // TOKEN_SIZE)
@@ -199,7 +199,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, head_count: int, hidden: int) -> None:
         super().__init__()
-        self.head_count = head_count
+        self.head_count, self.head_dim = head_count, dim // head_count
         self.input_norm = nn.RMSNorm(dim, eps=1e-6)
         self.to_query = nn.Linear(dim, dim, bias=False)
         self.to_key = nn.Linear(dim, dim, bias=False)
@@ -226,7 +226,7 @@ class Block(nn.Module):
 
     def heads(self, rows: torch.Tensor) -> torch.Tensor:
         """[B, S, dim] as [B, heads, S, head_dim]."""
-        return rows.unflatten(-1, (self.head_count, -1)).transpose(1, 2)
+        return rows.reshape(*rows.shape[:2], self.head_count, self.head_dim).transpose(1, 2)
 
 
 def rotated(heads: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -35,10 +35,12 @@ FIRST_ROW = FIRST_DIGIT + CLASS_COUNT
 FIRST_COLUMN = FIRST_ROW + CELLS
 VOCABULARY = FIRST_COLUMN + CELLS
 PROMPT_TOKENS = 5
-"""BOS, verb, two operands or one and a filler, and the token that asks for the answer."""
+"""BOS; after the image a verb, two operands or one and a filler, and what asks for the answer."""
 
 ANSWER_TOKENS = 2
 HELD_OUT_SEED = 1_000_000
+
+_Tokens = tuple[torch.Tensor | int, ...]
 
 _PATCH = 12
 """Pixels of the square that a digit is drawn on: its cell and two pixels around it."""
@@ -83,13 +85,15 @@ class Questions:
 def localization(scenes: Scenes) -> Questions:
     """Where is digit k: answered by row and column."""
     rows, columns = scenes.asked // CELLS + FIRST_ROW, scenes.asked % CELLS + FIRST_COLUMN
-    return _questions(FIND, scenes.digits + FIRST_DIGIT, END, rows, columns)
+    prompt = (BOS, FIND, scenes.digits + FIRST_DIGIT, END, ANSWER)
+    return _questions(len(scenes), prompt, (rows, columns))
 
 
 def recognition(scenes: Scenes) -> Questions:
     """Which digit is at row r, column c: answered by the digit and the end."""
     rows, columns = scenes.asked // CELLS + FIRST_ROW, scenes.asked % CELLS + FIRST_COLUMN
-    return _questions(READ, rows, columns, scenes.digits + FIRST_DIGIT, END)
+    prompt = (BOS, READ, rows, columns, ANSWER)
+    return _questions(len(scenes), prompt, (scenes.digits + FIRST_DIGIT, END))
 
 
 def draw_scenes(split: DigitsSplit, count: int, generator: torch.Generator) -> Scenes:
@@ -129,12 +133,13 @@ def with_quarters_swapped(images: torch.Tensor) -> torch.Tensor:
     return images.roll((height // 2, width // 2), dims=(-2, -1))
 
 
-def _questions(*columns: torch.Tensor | int) -> Questions:
-    """From verb, two operands and two answers, each [B] or the same in all rows."""
-    verb, first, second, *answer = torch.broadcast_tensors(*map(torch.as_tensor, columns))
-    ends = (torch.full_like(verb, BOS), torch.full_like(verb, ANSWER))
-    prompts = torch.stack([ends[0], verb, first, second, ends[1]], dim=1)
-    return Questions(prompts, torch.stack(answer, dim=1))
+def _questions(count: int, prompt: _Tokens, answer: _Tokens) -> Questions:
+    """Questions about `count` scenes, from tokens [B] or tokens that are the same for all."""
+
+    def side_by_side(tokens: _Tokens) -> torch.Tensor:
+        return torch.stack([torch.as_tensor(token).expand(count) for token in tokens], dim=1)
+
+    return Questions(side_by_side(prompt), side_by_side(answer))
 
 
 def _rows_of(
@@ -149,7 +154,7 @@ def _rows_of(
 
 
 def _drawn(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Ink of images [B, C, 1, 32, 32], moved, turned and scaled a little, [B, C, 144], in [0, 1]."""
+    """Images [B, C, 1, 32, 32] moved, turned and scaled a little: ink [B, C, 144] in [0, 1]."""
     batch, count = images.shape[:2]
     uniform = torch.rand(5, batch * count, generator=generator)
     smallest, largest = _SIZES

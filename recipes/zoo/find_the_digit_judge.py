@@ -71,7 +71,8 @@ def greedy(
         [B, count], int64.
     """
     answers = []
-    for images, text in zip(pixels.split(batch), prompts.split(batch), strict=True):
+    for start in range(0, len(prompts), batch):
+        images, text = pixels[start : start + batch], prompts[start : start + batch]
         for _ in range(count):
             text = torch.cat([text, model(images, text)[:, -1:].argmax(-1)], dim=1)
         answers.append(text[:, prompts.shape[1] :])

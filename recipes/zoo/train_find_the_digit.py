@@ -45,14 +45,14 @@ class FinderOptions(RunOptions):
         check_samples: held-out scenes of a quality check.
     """
 
-    steps: int = 2400
+    steps: int = 2500
     localization_share: float = 0.6
     covering_weight: float = 1.0
-    covering_depths: tuple[int, ...] = (3, 6, 12)
-    answer_depths: tuple[int, ...] = (12,)
+    covering_depths: tuple[int, ...] = (3, 8, 16)
+    answer_depths: tuple[int, ...] = (8, 16)
     digit_weight: float = 2.0
     check_samples: int = 200
-    check_every: int = 200
+    check_every: int = 250
 
 
 def finder_loss(model: FindTheDigit, scenes: Scenes, options: FinderOptions) -> torch.Tensor:
@@ -80,15 +80,14 @@ def finder_loss(model: FindTheDigit, scenes: Scenes, options: FinderOptions) -> 
     weights = torch.full((NO_DIGIT + 1,), options.digit_weight)
     weights[NO_DIGIT] = 1
     labels = covered(scenes.labels, model.vision.grid_size // CELLS).flatten()
-    answer = sum(F.cross_entropy(each.flatten(0, 1).float(), answers.flatten()) for each in logits)
-    cover = sum(F.cross_entropy(each.flatten(0, 1).float(), labels, weights) for each in covers)
-    loss: torch.Tensor = answer + options.covering_weight / len(covers) * cover
-    return loss
+    named = [F.cross_entropy(each.flatten(0, 1).float(), answers.flatten()) for each in logits]
+    seen = [F.cross_entropy(each.flatten(0, 1).float(), labels, weights) for each in covers]
+    return torch.stack(named).sum() + options.covering_weight * torch.stack(seen).mean()
 
 
 def covered(labels: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Labels of cells [B, 36] as labels of visual tokens, `tokens` by `tokens` to a cell, [B, N]."""
-    grid = labels.unflatten(1, (CELLS, CELLS))
+    """Labels of cells [B, 36] as those of visual tokens [B, N], `tokens` by `tokens` to a cell."""
+    grid = labels.reshape(-1, CELLS, CELLS)
     return grid.repeat_interleave(tokens, 1).repeat_interleave(tokens, 2).flatten(1)
 
 

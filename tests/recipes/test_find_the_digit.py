@@ -206,10 +206,10 @@ def test_mask_reaches_the_attention(scenes: Scenes) -> None:
     changed[:, 40] += 3
     mask = prefix_mask(2, total, total).clone()
     seen = [decoder(prompts, positions, mask, each)[:, -1] for each in (features, changed)]
-    assert not torch.allclose(*seen, atol=1e-4)
+    assert not torch.allclose(seen[0], seen[1], atol=1e-4)
     mask[..., 41] = False
     hidden = [decoder(prompts, positions, mask, each)[:, -1] for each in (features, changed)]
-    assert torch.equal(*hidden)
+    assert torch.equal(hidden[0], hidden[1])
 
 
 def test_decoder_exports_with_any_batch_and_text() -> None:
