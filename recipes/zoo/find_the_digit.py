@@ -27,7 +27,7 @@ from optimize.recipes.zoo.find_the_digit_data import (
 from optimize.recipes.zoo.weights import with_weights
 
 WEIGHTS_PATH = Path(__file__).with_name("find_the_digit.safetensors")
-WEIGHTS_SHA256 = "untrained"
+WEIGHTS_SHA256 = "f925193dafb1d0663472694bfe02c3f58ac60d0d4cd36432412fcbba07ade53b"
 
 TOKEN_SIZE = 4
 """Height and width of a visual token in pixels."""
@@ -56,6 +56,7 @@ class FindTheDigit(nn.Module):
         vision: pixels to visual tokens.
         decoder: visual tokens and text to logits.
         covering: names the digit that covers a visual token; for training only.
+        asked: says whether the question is about a visual token; for training only.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class FindTheDigit(nn.Module):
             dim, block_count, head_count, hidden, image_tokens=self.vision.grid_size**2
         )
         self.covering = nn.Linear(dim, NO_DIGIT + 1)
+        self.asked = nn.Linear(dim, 1)
 
     def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Logits [B, S, V] of images [B, 1, 48, 48] and text [B, T], prompt and answer so far."""

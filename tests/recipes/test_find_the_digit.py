@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -285,8 +286,10 @@ def test_trains_from_the_command_lines_options(data: DigitsData, tmp_path: Path)
         check_every=3,
         check_samples=4,
         covering_depths=(2, 3),
+        asked_depths=(2,),
         answer_depths=(3,),
         bfloat16=False,
+        compiled=False,
     )
     train(small_model(), data, options, tmp_path)
     record = json.loads((tmp_path / "find_the_digit.json").read_text())
@@ -297,14 +300,22 @@ def test_trains_from_the_command_lines_options(data: DigitsData, tmp_path: Path)
 def test_loss_of_a_model_that_says_nothing_is_that_of_a_uniform_guess(data: DigitsData) -> None:
     scenes = draw_scenes(data.train, 4, torch.Generator().manual_seed(0))
     model = small_model()
-    for parameter in (model.decoder.head.weight, model.covering.weight, model.covering.bias):
-        torch.nn.init.zeros_(parameter)
+    for module in (model.decoder.head, model.covering, model.asked):
+        for parameter in module.parameters():
+            torch.nn.init.zeros_(parameter)
     options = FinderOptions(
-        covering_depths=(3,), answer_depths=(3,), covering_weight=0.5, bfloat16=False
+        covering_depths=(3,),
+        covering_weight=0.5,
+        asked_depths=(2, 3),
+        asked_weight=0.3,
+        positive_weight=8,
+        answer_depths=(3,),
+        bfloat16=False,
     )
-    uniform = torch.tensor([float(VOCABULARY), NO_DIGIT + 1.0]).log()
-    expected = uniform[0] + 0.5 * uniform[1]
-    assert finder_loss(model, scenes, options).item() == pytest.approx(expected.item(), rel=1e-5)
+    answer, cover = math.log(VOCABULARY), math.log(NO_DIGIT + 1)
+    asked = math.log(2) * (140 + 4 * 8) / VISUAL
+    expected = answer + 0.5 * cover + 0.3 * asked
+    assert finder_loss(model, scenes, options).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_cells_label_covers_its_tokens() -> None:
