@@ -3,8 +3,8 @@
     python -m optimize.recipes.zoo.train_find_the_digit --out recipes/zoo
 
 Every scene is new and is asked about once, in turn where a digit is and which is where. Beside the
-answer the model learns, at some depths, which digit covers each visual token: answers alone teach
-it nothing for long.
+answer the model learns, at some depths, which digit covers each visual token and whether the
+question is about it: answers alone teach it nothing for long.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class FinderOptions(RunOptions):
     positive_weight: float = 10.0
     compiled: bool = True
     check_samples: int = 200
-    check_every: int = 250
+    check_every: int = 125
 
 
 def finder_loss(model: FindTheDigit, scenes: Scenes, options: FinderOptions) -> torch.Tensor:
