@@ -2,8 +2,8 @@
 
     python -m optimize.recipes.zoo.train_find_the_digit --out recipes/zoo
 
-Every scene is new and is asked about once, in turn where a digit is and which is where. Beside the
-answer the model learns, at some depths, which digit covers each visual token and whether the
+Every scene is new and is asked about once: where a digit is, or which is where. Beside the answer
+the model learns, at some depths, which digit covers each visual token and whether the
 question is about it: answers alone teach it nothing for long.
 """
 
