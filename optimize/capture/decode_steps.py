@@ -133,8 +133,8 @@ class Choice(nn.Module):
     def __init__(self, loop: DecodeLoop) -> None:
         super().__init__()
         self.sampling = loop.sampling
-        self.stop_tokens = loop.stop_tokens
-        self.pad_token = loop.pad_token
+        self.stop_tokens = loop.stop_tokens or ()
+        self.pad_token = loop.pad_token or 0
 
     def stops(self, token: torch.Tensor) -> torch.Tensor:
         """[B] bool: whether a token ends its sample."""

@@ -51,8 +51,13 @@ def llama() -> LanguageExample:
     return LanguageExample("llama", LlamaForCausalLM(LlamaConfig(**TEXT)))
 
 
-def llava() -> LanguageExample:
-    """LLaVA: CLIP tower without its last layer, two-layer projector, Llama."""
+def llava(layers: int = 2, **text: Any) -> LanguageExample:
+    """LLaVA: CLIP tower without its last layer, two-layer projector, Llama.
+
+    Args:
+        layers: of the language model.
+        text: more of its configuration.
+    """
     from transformers import (
         CLIPVisionConfig,
         LlamaConfig,
@@ -71,7 +76,7 @@ def llava() -> LanguageExample:
     )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=LlamaConfig(**TEXT),
+        text_config=LlamaConfig(**{**TEXT, "num_hidden_layers": layers, **text}),
         image_token_index=IMAGE_TOKEN,
         image_seq_length=16,
     )
@@ -274,9 +279,16 @@ def language_example(
         seed: of the weights.
         dtype: of the weights.
     """
+    return drawn(LANGUAGE_FAMILIES[name], seed=seed, dtype=dtype)
+
+
+def drawn(
+    make: Callable[[], LanguageExample], *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> LanguageExample:
+    """A member that `make` makes, with such weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = LANGUAGE_FAMILIES[name]()
+        made = make()
         for key, parameter in made.model.named_parameters():
             norm = parameter.ndim == 1 and not key.endswith("bias")
             nn.init.normal_(parameter, mean=0.5 if norm else 0.0, std=0.1 if norm else 0.4)
