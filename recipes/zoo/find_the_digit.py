@@ -55,6 +55,7 @@ class FindTheDigit(nn.Module):
     Attributes:
         vision: pixels to visual tokens.
         decoder: visual tokens and text to logits.
+        image_shape: (C, H, W) of a picture.
         covering: names the digit that covers a visual token; for training only.
         asked: says whether the question is about a visual token; for training only.
     """
@@ -63,6 +64,7 @@ class FindTheDigit(nn.Module):
         self, dim: int = 64, block_count: int = 16, head_count: int = 2, hidden: int = 160
     ) -> None:
         super().__init__()
+        self.image_shape = (1, SCENE_SIZE, SCENE_SIZE)
         self.vision = Stem(dim, SCENE_SIZE // TOKEN_SIZE)
         self.decoder = RotaryDecoder(
             dim, block_count, head_count, hidden, image_tokens=self.vision.grid_size**2

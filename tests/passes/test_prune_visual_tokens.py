@@ -1,7 +1,7 @@
-"""prune_visual_tokens: its oracles on models of our own and of transformers, and what it refuses."""
+"""prune_visual_tokens: its oracles on our own and on transformers models, and what it refuses."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from optimize.measure.cost import graph_flops
 from optimize.passes.pipeline import run_passes
 from optimize.passes.prune_visual_tokens import PruneVisualTokens
 from optimize.passes.visual_check import masked_logits
-from optimize.recipes.zoo.language_families import language_example
+from optimize.recipes.zoo.language_families import LANGUAGE_FAMILIES, drawn
 from optimize.recipes.zoo.tiny_decoder import plain_decoding, tiny_model, tiny_request
 from optimize.runtime import load
 
@@ -27,6 +27,7 @@ PASSES = {
     "feather-static": PruneVisualTokens(first_layer=2, second_layer=4),
     "feather-official": PruneVisualTokens(first_layer=2, second_layer=4, mode="official"),
     "fastv": PruneVisualTokens(criterion="fastv", first_layer=1, keep_ratio=0.25),
+    "fastv-all-keys": PruneVisualTokens("fastv", first_layer=1, keep_ratio=0.25, all_keys=True),
 }
 
 
@@ -40,7 +41,8 @@ def _program(name):
         }
         model = tiny_model(grid=(9, 7), layers=6, **options.get(name, {}))
         return capture_decoder(model, LOOP), tiny_request(model)
-    example = language_example(name, dtype=torch.float64, layers=6)
+    make = partial(LANGUAGE_FAMILIES[name], layers=6)
+    example = drawn(make, dtype=torch.float64)
     parts = parts_of(example.model, example.image_size, example.prefix)
     image = (parts.channels, *parts.image_size)
     program = capture_decoder(Parts(parts.decoder, parts.vision, image), LOOP)
@@ -104,39 +106,22 @@ def test_decoding_equals_the_masked_model_without_a_cache(kind):
     next(run.steps())
     kept = [run.read(f"kept_{stage}") for stage in (1, 2)]
     found = after(**request)["tokens"]
-    _mask_layers(model, (2, 4), kept)
-    assert torch.equal(found, plain_decoding(model, request, 4)[0])
-
-
-def _mask_layers(model, cuts, kept):
-    """Lets each block of a plain decoder see the kept tokens only; one sample after the other."""
-    sample = {"number": -1}
-    original = model.decoder.forward
-
-    def forward(input_ids, position_ids, attention_mask, image_features=None):
-        if image_features is not None and input_ids.shape[1] in (9, 6):
-            sample["number"] += 1
+    for sample in range(2):
         for layer, block in enumerate(model.decoder.blocks):
-            block.hidden_tokens = [
-                numbers[sample["number"]]
-                for cut, numbers in zip(cuts, kept, strict=True)
-                if layer >= cut
-            ][-1:]
-        return original(input_ids, position_ids, attention_mask, image_features)
-
-    model.decoder.forward = forward
-    for block in model.decoder.blocks:
-        block.forward = _masked_block(block, block.forward)
+            if layer >= 2:
+                block.forward = _masked_block(block, kept[layer >= 4][sample])
+        one = {name: item[sample : sample + 1] for name, item in request.items()}
+        assert torch.equal(found[sample], plain_decoding(model, one, 4)[0][0])
 
 
-def _masked_block(block, original):
+def _masked_block(block, numbers):
+    """The block, with the tokens that were not kept masked as keys."""
+
     def forward(hidden, tables, mask):
-        for numbers in block.hidden_tokens:
-            keys = torch.ones(mask.shape[-1], dtype=torch.bool)
-            keys[1 : 1 + 63] = False
-            keys[1 + torch.from_numpy(numbers[numbers >= 0])] = True
-            mask = mask & keys
-        return original(hidden, tables, mask)
+        keys = torch.ones(mask.shape[-1], dtype=torch.bool)
+        keys[1 : 1 + 63] = False
+        keys[1 + torch.from_numpy(numbers[numbers >= 0])] = True
+        return type(block).forward(block, hidden, tables, mask & keys)
 
     return forward
 
@@ -219,8 +204,8 @@ def test_default_layers_are_in_proportion_to_the_published_ones():
     program, _ = _program("own")
     assert PruneVisualTokens().rewrite(program).details["cuts"] == [2, 3]
     assert PruneVisualTokens("fastv").rewrite(program).details["cuts"] == [1]
-    assert PruneVisualTokens()._layers(32) == (8, 16)
-    assert PruneVisualTokens("fastv")._layers(32) == (3,)
+    assert PruneVisualTokens().cuts(32) == (8, 16)
+    assert PruneVisualTokens("fastv").cuts(32) == (3,)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +217,7 @@ def test_default_layers_are_in_proportion_to_the_published_ones():
         ({"first_layer": 0}, "first_layer: found 0, expected at least 1"),
         ({"stride": 0}, "stride: found 0"),
         ({"criterion": "best"}, "criterion: found 'best'"),
+        ({"all_keys": True}, "all_keys: found true for criterion 'feather'"),
         ({"mode": "fast"}, "mode: found 'fast'"),
         ({"criterion": "fastv", "second_layer": 3}, "which has a single stage"),
     ],
