@@ -8,7 +8,7 @@ from parts import Figures
 
 from optimize.capture.from_decoder import capture_decoder
 from optimize.ir.decode import DecodeLoop
-from optimize.ir.image_span import ImageSpan, image_span
+from optimize.ir.image_span import image_span
 from optimize.ir.program import Program
 from optimize.measure.cost import graph_flops
 from optimize.passes.prune_visual_tokens import PruneVisualTokens
@@ -25,7 +25,6 @@ from optimize.recipes.zoo.find_the_digit_data import (
 from optimize.recipes.zoo.find_the_digit_judge import localization_score, recognition_score
 
 SCENES, BATCH = 1000, 100
-WIDTH, HIDDEN = 64, 160
 LOOP = DecodeLoop(max_prompt=PROMPT_TOKENS, max_new_tokens=ANSWER_TOKENS)
 FEATHER = PruneVisualTokens(mode="static")
 """Cuts in proportion to the published ones: before layers 4 and 8 of 16."""
@@ -50,7 +49,7 @@ def localization_kept() -> Figures:
         fastv = dataclasses.replace(FASTV, first_layer=layer, all_keys=True)
         ways[f"fastv_layer_{layer}_all_keys"] = _as_costly(whole, FEATHER, fastv)
     table: Figures = {}
-    operations = graph_flops(whole.graphs["prefill"])
+    operations = _operations(whole, None)
     for name, item in ways.items():
         program = whole if item is None else item.rewrite(whole).program
         row = _answers(program, image_span(whole).tokens)
@@ -78,29 +77,21 @@ def localization_kept() -> Figures:
 def _as_costly(
     program: Program, other: PruneVisualTokens, item: PruneVisualTokens
 ) -> PruneVisualTokens:
-    """A pass with the largest keep ratio, in thousandths, that needs no more than another."""
-    span = image_span(program)
-    most = _cost(program, span, other)
-    ratios = [thousandth / 1000 for thousandth in range(1, 1001)]
-    tried = (dataclasses.replace(item, keep_ratio=ratio) for ratio in ratios)
-    return max(
-        (each for each in tried if _cost(program, span, each) <= most),
-        key=lambda each: each.keep_ratio,
-    )
+    """A single-stage pass that keeps as many tokens as fit into the operations of another."""
+    tokens, most = image_span(program).tokens, _operations(program, other)
+    low, high = 1, tokens
+    while low < high:
+        middle = (low + high + 1) // 2
+        # Half a token more, as the ratio is rounded down to whole tokens.
+        tried = dataclasses.replace(item, keep_ratio=min(1.0, (middle + 0.5) / tokens))
+        low, high = (middle, high) if _operations(program, tried) <= most else (low, middle - 1)
+    return dataclasses.replace(item, keep_ratio=min(1.0, (low + 0.5) / tokens))
 
 
-def _cost(program: Program, span: ImageSpan, item: PruneVisualTokens) -> float:
-    """Operations of all layers by the paper's formula, for a gated perceptron."""
-    assert program.decoding is not None
-    layers = program.decoding.layers
-    starts = [0, *item.cuts(layers), layers]
-    counts = [span.tokens, *(amount.most for amount in item.amounts(span))]
-    total = 0.0
-    for first, last, count in zip(starts, starts[1:], counts, strict=False):
-        rows = count + PROMPT_TOKENS
-        products = 4 * rows * WIDTH**2 + 3 * rows * WIDTH * HIDDEN
-        total += (last - first) * (products + 2 * rows**2 * WIDTH)
-    return total
+def _operations(program: Program, item: PruneVisualTokens | None) -> float:
+    """Operations of a prefill, counted from its graph."""
+    pruned = program if item is None else item.rewrite(program).program
+    return graph_flops(pruned.graphs["prefill"])
 
 
 def _answers(program: Program, tokens: int) -> dict[str, Any]:

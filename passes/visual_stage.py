@@ -30,8 +30,8 @@ class Stage:
         cut: the layer before which it drops rows, and the caches from there on.
         amount: how many tokens it keeps.
         count: image tokens before it, of the sample that has most.
-        criterion: "feather" scores without rotary positions, "fastv" with them, "external" takes the
-            request's importance.
+        criterion: "feather" scores without rotary positions, "fastv" with them, "external" takes
+            the request's importance.
         all_keys: normalise over all keys, not over the image.
     """
 

@@ -288,8 +288,8 @@ class Axes:
             # Boundaries may agree one level further in, as where patches are joined to a token.
             factors = [factor for axis in group for factor in self.factors(axis)]
             if len(factors) > len(group):
-                for inner, piece in matching_groups(factors, other, multiply_extents):
-                    self._regroup(inner, piece, result)
+                for inner, pieces in matching_groups(factors, other, multiply_extents):
+                    self._regroup(inner, pieces, result)
 
 
 def matching_groups(
