@@ -85,9 +85,7 @@ def mean_position(numbers: NDArray[np.int64], tokens: int) -> float:
     return float(numbers.mean()) / (tokens - 1) if tokens > 1 and len(numbers) else 0.5
 
 
-def _stage(
-    layer: int, kept: NDArray[np.int64], amount: Amount, span: ImageSpan
-) -> StageTokens:
+def _stage(layer: int, kept: NDArray[np.int64], amount: Amount, span: ImageSpan) -> StageTokens:
     marked: list[int] = []
     if amount.grid is not None:
         marked = kept[on_grid(torch.from_numpy(kept), *amount.grid).numpy()].tolist()
@@ -109,7 +107,10 @@ def _by_formula(
             layers * layer_cost(tokens + more, widths),
             sum(layer_cost(count + more, widths) for count in kept),
         )
-        for name, more in ((f"{tokens} visual + {text} text tokens", text), ("visual tokens only", 0))
+        for name, more in (
+            (f"{tokens} visual + {text} text tokens", text),
+            ("visual tokens only", 0),
+        )
     ) + (Saving("linear part, visual tokens only", "MAC", *_linear(widths, tokens, kept)),)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import fx
@@ -69,7 +70,7 @@ def flops_at(graph: Graph, sizes: Mapping[str, int]) -> float:
     """
     symbols = {symbol: sizes[name] for name, symbol in graph.dimensions.items()}
     new = graph.copied()
-    values: dict[fx.Node, object] = {}
+    values: dict[fx.Node, Any] = {}
     with FakeTensorMode():
         for node in new.graph.nodes:
             if node.op == "placeholder":

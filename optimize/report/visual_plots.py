@@ -4,6 +4,7 @@ import io
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -68,15 +69,18 @@ def row_histograms(figures: VisualTokens) -> bytes:
 
 def row_histogram_figure(figures: VisualTokens) -> Figure:
     """A panel per stage: the share of the kept tokens in each row of the image, top to bottom."""
-    height = min(6.0, 1.7 + 0.16 * figures.bins)
+    # The name of the vertical axis needs some length, however few the rows.
+    height = min(6.0, max(3.0, 1.7 + 0.16 * figures.bins))
     figure = Figure(figsize=(4.4 * len(figures.stages) + 0.4, height), layout="constrained")
     panels = figure.subplots(1, len(figures.stages), squeeze=False, sharey=True)[0]
     for axes, stage in zip(panels, figures.stages, strict=True):
         _histogram(axes, figures, stage)
     name = "row of the image" if figures.grid is not None else "piece of the image's tokens"
     panels[0].set_ylabel(f"{name}, top to bottom", fontsize="small")
+    shown = _legend(panels)
     figure.legend(
-        *_legend(panels),
+        shown.values(),
+        shown.keys(),
         loc="outside lower center",
         ncols=4,
         fontsize="small",
@@ -110,10 +114,10 @@ def _histogram(axes: Axes, figures: VisualTokens, stage: StageTokens) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _legend(panels: NDArray[np.object_]) -> tuple[list[object], list[str]]:
-    """What any of the panels shows, each once."""
-    found = {}
+def _legend(panels: NDArray[np.object_]) -> dict[str, Artist]:
+    """What any of the panels shows, each once, under its label."""
+    found: dict[str, Artist] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    return list(found.values()), list(found)
+    return found

@@ -90,7 +90,8 @@ class VisualTokens:
             return None
         read = image.imread(io.BytesIO(base64.b64decode(self.picture)), format="png")
         coloured = np.stack([read] * 3, -1) if read.ndim == 2 else read[:, :, :3]
-        return np.rint(coloured * 255).astype(np.uint8)
+        pixels: NDArray[np.uint8] = np.rint(coloured * 255).astype(np.uint8)
+        return pixels
 
     @property
     def bins(self) -> int:
@@ -118,7 +119,9 @@ class VisualTokens:
             )
         shown = "The first image of the calibration request" if self.picture else "The tokens"
         grid = any(stage.marked for stage in self.stages)
-        orange = ", an orange one if the uniform grid keeps them whatever their scores" if grid else ""
+        orange = (
+            ", an orange one if the uniform grid keeps them whatever their scores" if grid else ""
+        )
         return (
             f"{shown}, {self.grid[0]} x {self.grid[1]} tokens: dropped tokens are darkened, kept "
             f"ones have a blue frame{orange}."
@@ -152,7 +155,6 @@ class VisualTokens:
             f"{self.widths.perceptron} are read from the graph. The linear part leaves n² out. "
             f"{counted}"
         )
-
 
     def about_cache(self) -> str:
         """What the two lines of the caches are."""
