@@ -32,6 +32,7 @@ from optimize.ir.program import Program
 from optimize.ir.token_axis import CannotSubset
 from optimize.passes.pass_base import Declined, Numerics, OracleResult, Pass, Rewritten
 from optimize.passes.visual_check import pruning_oracles
+from optimize.passes.visual_figures import visual_figures
 from optimize.passes.visual_score import Amount
 from optimize.passes.visual_stage import Stage, pruned
 
@@ -175,6 +176,16 @@ class PruneVisualTokens(Pass):
         assert before.decoding is not None
         cuts = self.cuts(before.decoding.layers)
         return pruning_oracles(before, after, request, cuts, image_span(before))
+
+    def figures(
+        self, before: Program, after: Program, request: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Which tokens of the request's first picture are kept, and what that saves."""
+        assert before.decoding is not None
+        span = image_span(before)
+        cuts, amounts = self._layers(before.decoding.layers), self.amounts(span)
+        made = visual_figures(before, after, request, cuts, amounts, span, self.criterion)
+        return {"visual_tokens": made}
 
     def amounts(self, span: ImageSpan) -> tuple[Amount, ...]:
         """How many tokens each stage keeps of an image."""
