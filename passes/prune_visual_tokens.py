@@ -183,7 +183,7 @@ class PruneVisualTokens(Pass):
         """Which tokens of the request's first picture are kept, and what that saves."""
         assert before.decoding is not None
         span = image_span(before)
-        cuts, amounts = self._layers(before.decoding.layers), self.amounts(span)
+        cuts, amounts = self.cuts(before.decoding.layers), self.amounts(span)
         made = visual_figures(before, after, request, cuts, amounts, span, self.criterion)
         return {"visual_tokens": made}
 
