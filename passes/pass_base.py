@@ -7,6 +7,7 @@ A pass is a function from a program to a program, with its preconditions and its
     rewrite(program)              the new program; the old one is unchanged
     identity()                    the options at which it must change nothing
     oracles(before, after, …)     checks that hold at these options
+    figures(before, after, …)     facts for the report that only running the programs shows
 
 `passes.pipeline` runs them in this order and writes the record.
 """
@@ -112,3 +113,9 @@ class Pass(ABC):
     ) -> list[OracleResult]:
         """Checks that hold at these options, run on a calibration request."""
         return []
+
+    def figures(
+        self, before: Program, after: Program, request: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Facts for the report that only running on a calibration request shows, JSON-able."""
+        return {}

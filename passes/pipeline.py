@@ -1,8 +1,8 @@
 """Runs passes one after the other, checks each, and writes its record.
 
-For each pass: declines → fit → rewrite → spec check → oracles → error → payment → record. One that
-declines, matches nothing or does not pay is an error or a remark in the report, as the recipe says;
-it is never silent.
+For each pass: declines → fit → rewrite → spec check → oracles → error → figures → payment → record.
+One that declines, matches nothing or does not pay is an error or a remark in the report, as the
+recipe says; it is never silent.
 """
 
 import dataclasses
@@ -135,6 +135,7 @@ class _Pipeline:
         oracles, error, results = self._verified(position, item, after)
         details = {**rewritten.details, **fitted.details}
         if self.verify:
+            details |= self._figures(position, item, after)
             details["psnr"] = results_psnr(results, self.reference)
             match = results_match(results, self.reference)
             if match is not None:
@@ -195,7 +196,7 @@ class _Pipeline:
         before = self.program
         self._tell(f"{item.name}: oracles", position * len(STAGES) + 2)
         measured = {}
-        request = {name: value for name, value in self.calibration[0].items() if name != "seed"}
+        request = self._request()
         for result in self._guarded(position, lambda: item.oracles(before, after, request)):
             measured[result.name] = result.measured
             if not result.holds:
@@ -216,6 +217,18 @@ class _Pipeline:
                 f"{item.name}: found relative change {change:.4g}, expected none from an exact pass"
             )
         return measured, results_error(results, self.reference), results
+
+    def _figures(self, position: int, item: Pass, after: Program) -> Mapping[str, Any]:
+        """What the pass tells the report of a run on the first calibration request."""
+        before, request = self.program, self._request()
+        made: Mapping[str, Any] = self._guarded(
+            position, lambda: item.figures(before, after, request)
+        )
+        return made
+
+    def _request(self) -> dict[str, Any]:
+        """The fields of the first calibration request."""
+        return {name: value for name, value in self.calibration[0].items() if name != "seed"}
 
     def _identity_error(self, position: int) -> float | None:
         """The change at the options at which the pass must change nothing; it must be 0."""

@@ -1,7 +1,7 @@
 """Checks a pruned prefill against the whole one with the dropped tokens masked as keys.
 
-Masking leaves the dropped rows in the sequence, where nothing sees them any more; pruning takes them
-out. The last token's logits must be the same.
+Masking leaves the dropped rows in the sequence, where nothing sees them any more; pruning takes
+them out. The last token's logits must be the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -77,7 +77,9 @@ def masked_logits(
         for sample, chosen in enumerate(numbers):
             mask[sample, span.offset + chosen[chosen >= 0]] = True
         masks[f"keys_{number}"] = engine.upload(mask, "bool")
-    inputs = {name: engine.upload(run.request[name], run.request_dtypes[name]) for name in run.request}
+    inputs = {
+        name: engine.upload(run.request[name], run.request_dtypes[name]) for name in run.request
+    }
     features = program.graphs["vision"].run(program.weights, inputs)
     made = graph.run(program.weights, {**inputs, **features, **masks})
     return engine.download(made["logits"])

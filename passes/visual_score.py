@@ -93,8 +93,7 @@ def kept_tokens(scores: torch.Tensor, rows: Rows, amount: Amount) -> torch.Tenso
     numbers = torch.arange(rows.count, device=scores.device)
     marked = torch.zeros_like(numbers, dtype=torch.bool)
     if amount.grid is not None:
-        columns, stride = amount.grid
-        marked = (numbers // columns % stride == 0) & (numbers % columns % stride == 0)
+        marked = on_grid(numbers, *amount.grid)
     scores = torch.where(numbers < rows.own[:, None], scores, -1.0)
     if amount.exact:
         scores = scores + ALWAYS * marked.to(scores.dtype)
@@ -107,6 +106,11 @@ def kept_tokens(scores: torch.Tensor, rows: Rows, amount: Amount) -> torch.Tenso
         return rank < best[:, None]
     # All tokens are there where a grid is: only the first stage has one.
     return (rank < amount.best) | marked
+
+
+def on_grid(numbers: torch.Tensor, columns: int, stride: int) -> torch.Tensor:
+    """Whether tokens stand in every `stride`-th row and column, by their raster numbers."""
+    return (numbers // columns % stride == 0) & (numbers % columns % stride == 0)
 
 
 def kept_rows(

@@ -58,11 +58,16 @@ class FileEntry(Data):
 
 
 class GraphEntry(Data):
-    """A graph's file, and what its inputs and outputs are called in there."""
+    """A graph's file, and what its inputs and outputs are called in there.
+
+    `few_rows`: its products of weights have so few rows for one sample, as those of decoding a
+    token, that weights repacked for them pay.
+    """
 
     file: str
     inputs: dict[Identifier, str]
     outputs: dict[Identifier, str]
+    few_rows: bool = False
 
 
 class Generator(Data):

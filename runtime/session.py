@@ -27,7 +27,7 @@ def load(
     providers: Sequence[str] | None = None,
     threads: int | None = None,
     trust: Literal["native"] | None = None,
-    prepack: bool = False,
+    prepack: bool | None = None,
 ) -> "Session":
     """Opens a bundle.
 
@@ -38,7 +38,8 @@ def load(
         threads: threads of one operator; None lets ONNX Runtime choose.
         trust: "native" allows files that hold native code. A bundle is not signed: its hashes show
             damage, not who wrote it.
-        prepack: spend a second copy of the weights on faster small matrix products.
+        prepack: spend a second copy of the weights on faster small matrix products; None does so
+            for graphs that have few rows, such as those that decode one token.
     Raises:
         BundleError: its subclasses say what is wrong with the bundle.
         ResourceError: memory, disk or permission.

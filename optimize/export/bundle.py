@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optimize.export.few_rows import has_few_rows
 from optimize.export.loop_forms import as_onnx_loop, in_form, tables_of
 from optimize.export.publish import Staging, check_target, staged
 from optimize.export.to_onnx import graph_to_onnx, used_weights
@@ -102,6 +103,7 @@ def export_bundle(
                 file=name,
                 inputs=dict(translated[role].inputs),
                 outputs=dict(translated[role].outputs),
+                few_rows=role in program.graphs and has_few_rows(program.graphs[role]),
             )
             for role, name in graphs.items()
         }

@@ -68,7 +68,7 @@ def decoder_layers(graph: Graph, axes: Axes, output: str = "logits") -> tuple[La
 def _birth(graph: Graph, axes: Axes, rows: Axis, site: fx.Node) -> fx.Node:
     """The one node that makes the rows: the embeddings, text and image joined."""
     query = cast(fx.Node, site.args[0])
-    before = _ancestors(query)
+    before = ancestors(query)
     born = [
         node
         for node in graph.graph.nodes
@@ -89,24 +89,27 @@ def _birth(graph: Graph, axes: Axes, rows: Axis, site: fx.Node) -> fx.Node:
 
 
 def _is_real(node: fx.Node) -> bool:
+    """Whether a node computes real numbers; a split does, in several tensors."""
     value = node.meta.get("val")
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]
     return isinstance(value, torch.Tensor) and bool(value.is_floating_point())
 
 
 def _from_weights_alone(graph: Graph, node: fx.Node) -> bool:
     """Whether a node is computed from weights and sizes only, as tables of positions are."""
     return not any(
-        item.op == "placeholder" and item.name not in graph.weights for item in _ancestors(node)
+        item.op == "placeholder" and item.name not in graph.weights for item in ancestors(node)
     )
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """A node and everything it is computed from, sizes left out."""
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """A node and everything that it is computed from, sizes left out."""
     found = {node}
     stack = [node]
     while stack:
-        for item in tensor_inputs(stack.pop()):
-            if item not in found:
+        for item in stack.pop().all_input_nodes:
+            if item not in found and not isinstance(item.meta.get("val"), torch.SymInt):
                 found.add(item)
                 stack.append(item)
     return found

@@ -14,6 +14,14 @@ from optimize.ir.report import Report, amount, plain, process_cells, row_cells, 
 from optimize.report.frame_tiles import HEAD, frame_tiles
 from optimize.report.images import Picture, data_uri, png, token_map
 from optimize.report.plots import calls_versus_quality, frame_tile_maps
+from optimize.report.visual_plots import kept_picture, row_histograms
+from optimize.report.visual_tokens import (
+    CACHE_HEAD,
+    WORK_HEAD,
+    VisualTokens,
+    pruning_note,
+    visual_tokens,
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,8 @@ def render_html(report: Report, samples: Sequence[Samples] = (), title: str = "R
     """The page of a report.
 
     Args:
-        report: its passes may carry `details["active"]`, [step][h][w] booleans, and
-            `tile_attention` `details["tiles"]`.
+        report: its passes may carry `details["active"]`, [step][h][w] booleans,
+            `tile_attention` `details["tiles"]`, `prune_visual_tokens` `details["visual_tokens"]`.
         samples: pictures to show, such as before and after.
         title: heading of the page.
     """
@@ -49,6 +57,8 @@ def render_html(report: Report, samples: Sequence[Samples] = (), title: str = "R
         processes=[cells for record in report.passes if (cells := process_cells(record))],
         maps=[item for record in report.passes if (item := _maps(record)) is not None],
         tiles=_tiles(report),
+        tokens=_tokens(report),
+        pruning_note=pruning_note(report),
         options={record.name: plain(record.options) for record in report.passes},
     )
 
@@ -109,3 +119,27 @@ def _tiles(report: Report) -> dict[str, Any] | None:
         "rows": tiles.rows(named=True),
         "summary": tiles.summary(),
     }
+
+
+def _tokens(report: Report) -> dict[str, Any] | None:
+    figures = visual_tokens(report)
+    if figures is None:
+        return None
+    return {
+        "figures": figures,
+        "stages": _stages(figures),
+        "histograms": data_uri(row_histograms(figures), "image/svg+xml"),
+        "tables": [
+            {"head": WORK_HEAD, "rows": [item.cells() for item in figures.work]},
+            {"head": CACHE_HEAD, "rows": [item.cells() for item in figures.cache]},
+        ],
+    }
+
+
+def _stages(figures: VisualTokens) -> list[dict[str, Any]]:
+    stages = []
+    for stage in figures.stages:
+        picture = kept_picture(figures, stage)
+        uri = None if picture is None else data_uri(png(picture))
+        stages.append({"caption": figures.caption(stage), "uri": uri})
+    return stages

@@ -15,6 +15,8 @@ from optimize.measure.solver_comparison import (
     metric_text,
 )
 from optimize.report.frame_tiles import HEAD, FrameTiles, frame_tiles
+from optimize.report.visual_text import print_visual_tokens
+from optimize.report.visual_tokens import pruning_note, visual_tokens
 
 HEADER_WIDTH = 12
 STYLES = {"baseline": "", "ours": "bold green", "control": "yellow", "part": "dim"}
@@ -33,6 +35,12 @@ def print_report(report: Report, console: Console) -> None:
         console.print(tiles_table(tiles))
         for sentence in tiles.summary():
             console.print(Text(sentence))
+    tokens = visual_tokens(report)
+    if tokens is not None:
+        print_visual_tokens(tokens, console)
+    pruning = pruning_note(report)
+    if pruning is not None:
+        console.print(Text(f"note on pruning: {pruning}", "yellow"))
     if report.rows:
         console.print(rows_table(report))
     if report.speedup is not None:

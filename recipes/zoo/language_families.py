@@ -161,13 +161,19 @@ def _siglip(**changes: int) -> Any:
     return SiglipVisionConfig(**{**sizes, **changes})
 
 
-def paligemma() -> LanguageExample:
-    """PaliGemma: SigLIP tower, Gemma that sees image and prompt both ways, positions from one."""
+def paligemma(layers: int = 2) -> LanguageExample:
+    """PaliGemma: SigLIP tower, Gemma that sees image and prompt both ways, positions from one.
+
+    Args:
+        layers: of the language model.
+    """
     from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
     config = PaliGemmaConfig(
         vision_config=_siglip(projection_dim=32, num_image_tokens=16),
-        text_config=GemmaConfig(**{**TEXT, "num_key_value_heads": 1}, head_dim=8),
+        text_config=GemmaConfig(
+            **{**TEXT, "num_key_value_heads": 1, "num_hidden_layers": layers}, head_dim=8
+        ),
         image_token_index=IMAGE_TOKEN,
         projection_dim=32,
         hidden_size=32,
@@ -206,8 +212,12 @@ def idefics3() -> LanguageExample:
 ROTARY = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
 
 
-def qwen2_vl() -> LanguageExample:
-    """Qwen2-VL: rotary tower, patches in blocks of four, positions in three axes."""
+def qwen2_vl(layers: int = 2) -> LanguageExample:
+    """Qwen2-VL: rotary tower, patches in blocks of four, positions in three axes.
+
+    Args:
+        layers: of the language model.
+    """
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     config = Qwen2VLConfig(
@@ -219,7 +229,7 @@ def qwen2_vl() -> LanguageExample:
             "mlp_ratio": 2,
             "patch_size": 4,
         },
-        text_config={**TEXT, "rope_parameters": ROTARY},
+        text_config={**TEXT, "rope_parameters": ROTARY, "num_hidden_layers": layers},
         image_token_id=IMAGE_TOKEN,
         video_token_id=VOCABULARY - 2,
     )
