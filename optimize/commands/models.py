@@ -132,10 +132,21 @@ def _from_library(text: str) -> LoadedModel:
     if speaks:
         from optimize.capture.load_language_model import load_language_model
 
+        if looks_local:
+            _hide_loading_bars()
         return LoadedModel(text, load_language_model(folder if looks_local else text))
     from optimize.capture.from_diffusers import load_pipeline
 
     return LoadedModel(text, load_pipeline(text))
+
+
+def _hide_loading_bars() -> None:
+    """Keeps the library's bars from between the lines of a command; downloads have theirs."""
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        return
+    logging.disable_progress_bar()
 
 
 def _is_language_model_on_hub(text: str) -> bool:
