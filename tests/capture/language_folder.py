@@ -45,6 +45,7 @@ def processor(chat: str | None = CHAT) -> Any:
         images,
         word_tokenizer(),
         patch_size=6,
+        num_additional_image_tokens=1,
         chat_template=chat,
         vision_feature_select_strategy="default",
     )

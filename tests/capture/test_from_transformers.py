@@ -120,6 +120,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     return asked(tmp_path_factory.mktemp("llava"))
 
 
+PIXELS = np.zeros((1, 3, 24, 24), dtype=np.float32)
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
 
 
@@ -161,17 +162,17 @@ def test_a_bundle_answers_prompts(program: Program, tmp_path: Path) -> None:
         ({"prompt": "w7", "image": [IMAGE, IMAGE]}, "found 2 pictures for 1 prompt, expected one"),
         ({"prompt": "w7 " * 30, "image": IMAGE}, "found 33 tokens .*expected at most 24; shorten"),
         ({"input_ids": [[5, 6, 7, 8]]}, "pixel_values"),
-        ({"input_ids": [[5, 6, 7, 96]], "pixel_values": np.zeros((1, 3, 24, 24))}, "input_ids: "),
-        ({"input_ids": [[5, 6, 7, -1]], "pixel_values": np.zeros((1, 3, 24, 24))}, "input_ids: "),
+        ({"input_ids": [[5, 6, 7, 96]], "pixel_values": PIXELS}, "input_ids: "),
+        ({"input_ids": [[5, 6, 7, -1]], "pixel_values": PIXELS}, "input_ids: "),
         (
             {
                 "input_ids": [[5, 6, 7, 8]],
                 "lengths": [5],
-                "pixel_values": np.zeros((1, 3, 24, 24)),
+                "pixel_values": PIXELS,
             },
             "lengths: found ",
         ),
-        ({"input_ids": [[5] * 25], "pixel_values": np.zeros((1, 3, 24, 24))}, "prompt"),
+        ({"input_ids": [[5] * 25], "pixel_values": PIXELS}, "prompt"),
     ],
     ids=["no-image", "two", "long", "no-pixels", "over", "under", "lengths", "long-ids"],
 )

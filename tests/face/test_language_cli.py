@@ -25,6 +25,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, 
     return code, captured.out, " ".join(captured.err.split())
 
 
+@pytest.mark.slow
 def test_run_verify_generate_and_bench(
     capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
 ) -> None:
