@@ -37,7 +37,7 @@ def template_of(tokenizer: Any, processor: Any, given: str | None, has_image: bo
         return Template(PROMPT)
     if getattr(processor, "chat_template", None):
         return _from_chat(tokenizer, processor)
-    if hasattr(processor, "image_seq_length") and type(processor).__name__.startswith("PaliGemma"):
+    if type(processor).__name__ == "PaliGemmaProcessor":
         # The start of the text comes after the picture, and a line break ends a prompt.
         return Template(f"{IMAGE}{tokenizer.bos_token}{PROMPT}\n", add_special_tokens=False)
     return Template(f"{IMAGE}{PROMPT}", note=f'prompts are put into "{IMAGE}{PROMPT}"')
@@ -81,7 +81,8 @@ def _from_chat(tokenizer: Any, processor: Any) -> Template:
 
 def _around(processor: Any) -> str:
     """The picture with what a processor puts around the tokens of a single tile."""
-    edge, tag = (getattr(processor, name, "") for name in ("fake_image_token", "global_image_tag"))
+    edge = getattr(processor, "fake_image_token", "")
+    tag = getattr(processor, "global_image_tag", getattr(processor, "global_image_token", ""))
     edge, tag = (getattr(item, "content", item) for item in (edge, tag))
     return f"{edge}{tag}{IMAGE}{edge}"
 
