@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
+from optimize.capture.capture_model import capture_model
 from optimize.capture.from_denoiser import capture
-from optimize.capture.from_diffusers import capture_model
 from optimize.capture.scheduler import DiffusersSchedule
 from optimize.commands.models import load_model
 from optimize.ir.denoise import DenoiseLoop

@@ -55,7 +55,7 @@ class Digits:
     """
 
     def __init__(self, prediction: str = "flow", guidance: float | None = None) -> None:
-        from optimize.capture.from_diffusers import capture_model
+        from optimize.capture.capture_model import capture_model
         from optimize.commands.models import load_model
         from optimize.recipes.zoo.digits_data import load_digits_data
         from optimize.recipes.zoo.digits_judge import DigitsJudge
@@ -210,7 +210,7 @@ def restore() -> Figures:
     """The MR Sampler against the native samplers of mean-reverting diffusion, PSNR in dB."""
     import torch
 
-    from optimize.capture.from_diffusers import capture_model
+    from optimize.capture.capture_model import capture_model
     from optimize.commands.models import load_model
     from optimize.passes.fuse_solver import FuseSolver
     from optimize.recipes.zoo.digits_data import load_digits_data

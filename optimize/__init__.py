@@ -18,6 +18,7 @@ from optimize.ir.exporting import EXPORTERS
 
 if TYPE_CHECKING:
     from optimize.api import optimize
+    from optimize.ir.decode import DecodeLoop, Sampling
     from optimize.ir.denoise import DenoiseLoop
     from optimize.ir.mean_reverting import MeanRevertingSchedule
     from optimize.ir.program import Program
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
+    "DecodeLoop",
     "DenoiseLoop",
     "FlowSchedule",
     "MeanRevertingSchedule",
@@ -37,6 +39,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Respaced",
+    "Sampling",
     "TorusFlowLoop",
     "VarianceSchedule",
     "__version__",
@@ -45,12 +48,14 @@ __all__ = [
 
 _HOMES = {
     "optimize": "optimize.api",
+    "DecodeLoop": "optimize.ir.decode",
     "DenoiseLoop": "optimize.ir.denoise",
     "FlowSchedule": "optimize.ir.schedules",
     "MeanRevertingSchedule": "optimize.ir.mean_reverting",
     "Respaced": "optimize.ir.schedules",
     "VarianceSchedule": "optimize.ir.schedules",
     "Program": "optimize.ir.program",
+    "Sampling": "optimize.ir.decode",
     "TorusFlowLoop": "optimize.ir.torus_flow",
     "Report": "optimize.ir.report",
     "Budget": "optimize.recipes.recipe",

@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from optimize.capture.from_diffusers import capture_model
-from optimize.ir.denoise import DenoiseLoop
+from optimize.capture.capture_model import AnyLoop, capture_model
 from optimize.ir.errors import QualityError
 from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program
 from optimize.ir.record import Record
 from optimize.ir.report import Report
-from optimize.ir.torus_flow import TorusFlowLoop
 from optimize.passes.cache_regions import active_maps
 from optimize.passes.calibration import Request, requests
 from optimize.passes.catalog import latest_position
@@ -34,7 +32,7 @@ def optimize(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe = "balanced",
     *,
     example_inputs: Mapping[str, Any] | None = None,
-    loop: DenoiseLoop | TorusFlowLoop | None = None,
+    loop: AnyLoop | None = None,
     budget: Budget | Mapping[str, Any] | None = None,
     verify: bool = True,
     progress: bool | Progress = True,
@@ -42,10 +40,13 @@ def optimize(
     """Makes a model faster, checks that it is still right, and says what was done.
 
     Args:
-        model: a `torch.nn.Module` that denoises, a diffusers pipeline, or a captured program.
+        model: a `torch.nn.Module` that denoises, a diffusers pipeline or a transformers language
+            model (or its folder), an object with `decoder`, `vision` and `image_shape`, or a
+            captured program.
         recipe: a named recipe, a path of a YAML file, a mapping, or a `Recipe`.
         example_inputs: argument name → tensor, for a bare module; also the calibration inputs.
-        loop: how a bare module is sampled.
+        loop: how a bare module is sampled: a `DenoiseLoop`, a `TorusFlowLoop`, or a `DecodeLoop` of
+            a language model.
         budget: limits on the change of the result, instead of the recipe's.
         verify: run oracles, identity checks and the comparison with the unrewritten program. They
             sample with the model several times. Without, no budget is checked.
@@ -59,9 +60,7 @@ def optimize(
         QualityError: the result changed by more than the budget.
     """
     checked = load_recipe(recipe, budget)
-    program = model
-    if not isinstance(program, Program):
-        program = capture_model(model, example_inputs, loop=loop)
+    program = capture_model(model, example_inputs, loop=loop)
     return apply_recipe(program, checked, example_inputs, verify=verify, progress=progress)
 
 
@@ -141,17 +140,28 @@ def check_budget(recipe: Recipe, history: Sequence[Record]) -> None:
     limit = recipe.budget.relative_error
     if limit is not None and not error <= limit:
         problems.append(f"relative_error {error:.4g}, expected at most {limit:g}")
+    limit = recipe.budget.token_match
+    if limit is not None:
+        share = applied[-1].details.get("token_match")
+        if share is None:
+            problems.append("no generated tokens, expected some for token_match")
+        elif share < limit:
+            problems.append(f"token_match {share:.4g}, expected at least {limit:g}")
     if not problems:
         return
-    costs = "; ".join(
-        f"after {record.name}: relative_error {record.error or 0.0:.4g}, "
-        f"psnr {record.details.get('psnr', math.inf):.1f} dB"
-        for record in applied
-    )
+    costs = "; ".join(_cost(record) for record in applied)
     raise QualityError(
         f"recipe {recipe.name}: over the quality budget: found {' and '.join(problems)}. {costs}. "
         "Ease the options of the pass that cost most, or the budget"
     )
+
+
+def _cost(record: Record) -> str:
+    """What a pass cost in quality, counted from the program before the first pass."""
+    text = f"after {record.name}: relative_error {record.error or 0.0:.4g}, "
+    text += f"psnr {record.details.get('psnr', math.inf):.1f} dB"
+    share = record.details.get("token_match")
+    return text if share is None else f"{text}, token_match {share:.4g}"
 
 
 def with_active_tokens(program: Program, request: Request) -> Program:

@@ -9,9 +9,9 @@ attend to all tokens and every token moves at every step. The choice of the rows
 graph; guidance halves share it; samples of a batch choose their own.
 
 Changes: the denoiser graph gains a variant on some rows; caches and counters become loop state.
-Declines when: the loop is already fused; the graph has no self-attention over tokens of the latent;
-    the number of tokens is not fixed; no step would recompute less than everything; `max_age`
-    cannot be held with so few rows.
+Declines when: the program generates tokens; the loop is already fused; the graph has no
+    self-attention over tokens of the latent; the number of tokens is not fixed; no step would
+    recompute less than everything; `max_age` cannot be held with so few rows.
 Numerics: approximate; exact at `keep_ratio` 1.
 Source: Liu et al. (2025), Region-Adaptive Sampling for Diffusion Transformers, section 3; the sign
     of the starvation term is corrected, and the longest wait of a token is bounded.
@@ -130,6 +130,8 @@ class CacheRegions(Pass):
         return replace(self, keep_ratio=1.0)
 
     def declines(self, program: Program) -> str | None:
+        if program.decoding is not None:
+            return "the program generates tokens, expected one that denoises"
         if "denoiser" not in program.graphs or "solver" not in program.graphs:
             return "the loop is already fused; list cache_regions before fuse_solver"
         if program.plan is not None:

@@ -16,6 +16,11 @@ if TYPE_CHECKING:  # requests are also made where PyTorch is not installed
 
 Request = Mapping[str, Any]
 
+PROMPT, PROMPT_TOKENS = "prompt", 16
+"""Name of the size of a prompt, and how many more tokens than the fewest a drawn one has."""
+NEW_TOKENS, ANSWER_TOKENS = "max_new_tokens", 8
+"""The field for the length of an answer, and how long one is that is only compared."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -47,7 +52,7 @@ def requests(
 
     Each field comes from `calibration.inputs`, else from `examples` (the tensors the model was
     captured with), else from its default, else it is drawn: whole numbers uniformly in the field's
-    range, zero without one; others normally.
+    range, zero without one; others normally. Prompts are of moderate length, answers short.
     """
     calibration = calibration or Calibration()
     return [
@@ -79,6 +84,10 @@ def signature_request(
         )
     request: dict[str, Any] = dict(calibration.inputs)
     sizes = {name: max(1, low) for name, (low, _) in signature.dimensions.items()}
+    if PROMPT in sizes:
+        sizes[PROMPT] = min(signature.dimensions[PROMPT][1], sizes[PROMPT] + PROMPT_TOKENS)
+    if NEW_TOKENS in fields and NEW_TOKENS not in examples:
+        request.setdefault(NEW_TOKENS, int(min(fields[NEW_TOKENS].high or 1, ANSWER_TOKENS)))
     for name, item in fields.items():
         if name not in request and name in examples:
             request[name] = _host(examples[name])

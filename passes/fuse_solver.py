@@ -9,8 +9,8 @@ anew, in float64.
 
 Changes: "denoiser" graphs become "step" graphs; the tables "timestep" and "coefficients"; what the
     solver keeps between calls becomes loop state, its fresh noise a noise of the loop.
-Declines when: there is no denoising loop; the solver is already fused; the solver does not suit the
-    model, the schedule or the number of steps.
+Declines when: the program generates tokens; there is no denoising loop; the solver is already
+    fused; the solver does not suit the model, the schedule or the number of steps.
 Numerics: exact with solver "same" and the same steps; otherwise another discretisation of the same
     differential equation.
 Source: Lu et al. (2022), DPM-Solver and DPM-Solver++; Yu et al. (2025), DualFast; Li et al. (2025),
@@ -170,6 +170,8 @@ class FuseSolver(Pass):
         return type(self)()
 
     def declines(self, program: Program) -> str | None:
+        if program.decoding is not None:
+            return "the program generates tokens, expected one that denoises"
         if "solver" not in program.graphs:
             fused = any(name.startswith("step") for name in program.graphs)
             return "the solver is already fused" if fused else "the program has no denoising loop"

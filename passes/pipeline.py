@@ -137,6 +137,9 @@ class _Pipeline:
         if self.verify:
             details |= self._figures(position, item, after)
             details["psnr"] = results_psnr(results, self.reference)
+            match = results_match(results, self.reference)
+            if match is not None:
+                details["token_match"] = match
         seconds = math.nan
         if self.measure is not None:
             seconds = self.measure(after)
@@ -277,26 +280,61 @@ def run_requests(program: Program, calibration: Sequence[Request]) -> Results:
 def results_error(results: Results, reference: Results) -> float:
     """The largest relative error over the outputs, each taken over all requests.
 
-    Whole numbers, such as tokens, count the share that differs.
+    Whole numbers, such as tokens, count the share that differs; see `results_match`.
     """
     worst = 0.0
     for name in reference[0]:
         ours = [result[name] for result in results]
         theirs = [result[name] for result in reference]
-        if any(a.shape != b.shape for a, b in zip(ours, theirs, strict=True)):
-            raise NumericsError(
-                f"result {name!r}: found shape {list(ours[0].shape)}, "
-                f"expected {list(theirs[0].shape)} as before the passes"
-            )
+        _check_shapes(name, ours, theirs)
+        if theirs[0].dtype.kind != "f":
+            worst = max(worst, 1.0 - _share_equal(ours, theirs))
+            continue
         ours_flat = np.concatenate([np.ravel(item) for item in ours])
         theirs_flat = np.concatenate([np.ravel(item) for item in theirs])
-        if np.array_equal(ours_flat, theirs_flat):
-            continue
-        if theirs_flat.dtype.kind != "f":
-            worst = max(worst, float(np.mean(ours_flat != theirs_flat)))
-        else:
+        if not np.array_equal(ours_flat, theirs_flat):
             worst = max(worst, relative_error(ours_flat, theirs_flat))
     return worst
+
+
+def results_match(results: Results, reference: Results) -> float | None:
+    """The smallest share of equal tokens over the outputs of whole numbers; None without any.
+
+    Answers end at different steps. Where one has ended and the other goes on, they differ.
+    """
+    shares = [
+        _share_equal([result[name] for result in results], [result[name] for result in reference])
+        for name, array in reference[0].items()
+        if array.dtype.kind in "iu"
+    ]
+    return min(shares, default=None)
+
+
+def _check_shapes(name: str, ours: list[NDArray[Any]], theirs: list[NDArray[Any]]) -> None:
+    for found, expected in zip(ours, theirs, strict=True):
+        grows = expected.dtype.kind in "iu" and expected.ndim > 1 and found.ndim == expected.ndim
+        sizes = [list(item.shape) for item in (found, expected)]
+        if grows:
+            sizes = [size[:1] + size[2:] for size in sizes]
+        if sizes[0] != sizes[1]:
+            raise NumericsError(
+                f"result {name!r}: found shape {list(found.shape)}, "
+                f"expected {list(expected.shape)} as before the passes"
+            )
+
+
+def _share_equal(ours: list[NDArray[Any]], theirs: list[NDArray[Any]]) -> float:
+    """The share of equal numbers; in dimension 1 one array may go on where the other has ended."""
+    equal = total = 0
+    for one, other in zip(ours, theirs, strict=True):
+        if one.ndim > 1 and one.shape != other.shape:
+            common = min(one.shape[1], other.shape[1])
+            equal += int((one[:, :common] == other[:, :common]).sum())
+            total += max(one.size, other.size)
+        else:
+            equal += int((one == other).sum())
+            total += one.size
+    return equal / total if total else 1.0
 
 
 def results_psnr(results: Results, reference: Results) -> float:

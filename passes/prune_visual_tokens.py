@@ -54,11 +54,13 @@ class PruneVisualTokens(Pass):
         mode: "official" keeps the best and the grid, so that the number of tokens depends on the
             image; "static" keeps the same number for every image, for engines of fixed shapes.
         first_layer: K1, the first layer with fewer tokens, in [1, layers); None is a quarter of the
-            layers, of "fastv" three thirty-seconds.
+            layers, of "fastv" three thirty-seconds, rounded down.
         second_layer: K2, greater than K1; None is half of the layers. "fastv" has none.
         keep_ratio: share of the tokens that the scores keep in the first stage, in (0, 1]; the
             second keeps its square of what is left.
         stride: of the grid, in tokens, at least 1; None for no grid.
+        all_keys: normalise the scores of "fastv" over all keys, as its own code does, instead of
+            over the image, as it was compared with FEATHER.
     """
 
     criterion: Criterion = "feather"
@@ -67,6 +69,7 @@ class PruneVisualTokens(Pass):
     second_layer: int | None = None
     keep_ratio: float = 0.3
     stride: int | None = 3
+    all_keys: bool = False
 
     numerics: ClassVar[Numerics] = "approximate"
 
@@ -81,6 +84,10 @@ class PruneVisualTokens(Pass):
             raise ValueError(f"keep_ratio: found {self.keep_ratio}, expected a number in (0, 1]")
         if self.stride is not None and self.stride < 1:
             raise ValueError(f"stride: found {self.stride}, expected at least 1, or none")
+        if self.all_keys and self.criterion != "fastv":
+            raise ValueError(
+                f"all_keys: found true for criterion {self.criterion!r}, expected it for 'fastv'"
+            )
         first, second = self.first_layer, self.second_layer
         if first is not None and first < 1:
             raise ValueError(
@@ -103,7 +110,7 @@ class PruneVisualTokens(Pass):
             return "the prompts have no image"
         if any(slot.name == "kept_1" for slot in program.loop.slots):
             return "visual tokens were pruned already"
-        layers = self._layers(decoding.layers)
+        layers = self.cuts(decoding.layers)
         if list(layers) != sorted({*layers}) or layers[-1] >= decoding.layers:
             return (
                 f"found cuts before layers {', '.join(map(str, layers))}, expected them ascending "
@@ -132,12 +139,11 @@ class PruneVisualTokens(Pass):
         capacity, count = decoding.capacity, span.tokens
         has_rotary = False
         amounts = self.amounts(span)
-        for layer, amount in zip(self._layers(decoding.layers), amounts, strict=True):
+        for layer, amount in zip(self.cuts(decoding.layers), amounts, strict=True):
             capacity += amount.most - count
             number = len(cuts) + 1
             cut = Cut(layer, f"dropped_{number}", capacity)
-            external = self.criterion == "external"
-            stage = Stage(number, cut, amount, count, self.criterion == "fastv", external)
+            stage = Stage(number, cut, amount, count, self.criterion, self.all_keys)
             try:
                 graph, rotates = pruned(graph, stage, span)
             except CannotSubset as reason:
@@ -168,7 +174,7 @@ class PruneVisualTokens(Pass):
     ) -> list[OracleResult]:
         """The logits equal those of the whole prefill with the dropped tokens masked as keys."""
         assert before.decoding is not None
-        cuts = self._layers(before.decoding.layers)
+        cuts = self.cuts(before.decoding.layers)
         return pruning_oracles(before, after, request, cuts, image_span(before))
 
     def figures(
@@ -177,7 +183,7 @@ class PruneVisualTokens(Pass):
         """Which tokens of the request's first picture are kept, and what that saves."""
         assert before.decoding is not None
         span = image_span(before)
-        cuts, amounts = self._layers(before.decoding.layers), self.amounts(span)
+        cuts, amounts = self.cuts(before.decoding.layers), self.amounts(span)
         made = visual_figures(before, after, request, cuts, amounts, span, self.criterion)
         return {"visual_tokens": made}
 
@@ -203,9 +209,9 @@ class PruneVisualTokens(Pass):
     def _stride(self) -> int | None:
         return None if self.criterion == "fastv" else self.stride
 
-    def _layers(self, layers: int) -> tuple[int, ...]:
-        """The first layers with fewer tokens."""
+    def cuts(self, layers: int) -> tuple[int, ...]:
+        """The layers, of so many, before which tokens are dropped."""
         if self.criterion == "fastv":
-            return (self.first_layer or max(1, round(layers * FASTV_SHARE)),)
+            return (self.first_layer or max(1, int(layers * FASTV_SHARE)),)
         first = self.first_layer or max(1, round(layers * FIRST_SHARE))
         return first, self.second_layer or max(first + 1, round(layers * SECOND_SHARE))

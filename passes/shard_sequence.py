@@ -12,10 +12,10 @@ seed alone, so the latents stay equal, and only the network is shared out. Text 
 is computed by every process, its attention by heads.
 
 Changes: the denoiser graph; weights, loop and tables stay.
-Declines when: there is no process group of this size; the loop is already fused or caches regions;
-    the graph has no self-attention over tokens of the latent; their number is not fixed, or the
-    processes do not divide it; they do not divide the heads (exchange "heads"); an attention op
-    needs the queries of all tokens (exchange "keys").
+Declines when: the program generates tokens; there is no process group of this size; the loop is
+    already fused or caches regions; the graph has no self-attention over tokens of the latent;
+    their number is not fixed, or the processes do not divide it; they do not divide the heads
+    (exchange "heads"); an attention op needs the queries of all tokens (exchange "keys").
 Numerics: rounding; products of matrices are the same with fewer rows.
 Source: Jacobs et al. (2023), DeepSpeed Ulysses; Ding et al. (2025), Efficient-vDiT, on sequence
     parallelism with tile masks, which are per token and so the same for every head.
@@ -71,6 +71,8 @@ class ShardSequence(Pass):
         return replace(self, processes=1)
 
     def declines(self, program: Program) -> str | None:
+        if program.decoding is not None:
+            return "the program generates tokens, expected one that denoises"
         if "denoiser" not in program.graphs or "solver" not in program.graphs:
             return "the loop is already fused; list shard_sequence before fuse_solver"
         if program.plan is not None:

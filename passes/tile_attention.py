@@ -9,9 +9,9 @@ prediction stays within the budget. Text beside the tokens stays global, cross-a
 Graphs that run on some tokens only (of cache_regions) keep whole attention for these.
 
 Changes: the self-attention nodes of the "denoiser" graph; nothing else.
-Declines when: the loop is fused or has no denoiser; the frames cannot be found in the tokens; there
-    are fewer than three; every site is causal, masked by query or shares key heads; no layer can be
-    made sparser within the budget.
+Declines when: the program generates tokens; the loop is fused or has no denoiser; the frames cannot
+    be found in the tokens; there are fewer than three; every site is causal, masked by query or
+    shares key heads; no layer can be made sparser within the budget.
 Numerics: approximate; exact with every frame as a reference.
 Source: Ding et al. (2025), Efficient-vDiT: attention tile and layer-wise search (algorithm 1).
 """
@@ -111,6 +111,8 @@ class TileAttention(Pass):
         return replace(self, references="all")
 
     def declines(self, program: Program) -> str | None:
+        if program.decoding is not None:
+            return "the program generates tokens, expected one that denoises"
         if "denoiser" not in program.graphs:
             fused = any(name.startswith("step") for name in program.graphs)
             return "list it before fuse_solver" if fused else "the program has no denoiser"

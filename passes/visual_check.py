@@ -1,7 +1,7 @@
 """Checks a pruned prefill against the whole one with the dropped tokens masked as keys.
 
-Masking leaves the dropped rows in the sequence, where nothing sees them any more; pruning takes them
-out. The last token's logits must be the same.
+Masking leaves the dropped rows in the sequence, where nothing sees them any more; pruning takes
+them out. The last token's logits must be the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence

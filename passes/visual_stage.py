@@ -30,16 +30,17 @@ class Stage:
         cut: the layer before which it drops rows, and the caches from there on.
         amount: how many tokens it keeps.
         count: image tokens before it, of the sample that has most.
-        positions: score with rotary positions, over all keys.
-        external: take the request's importance in place of a score.
+        criterion: "feather" scores without rotary positions, "fastv" with them, "external" takes
+            the request's importance.
+        all_keys: normalise over all keys, not over the image.
     """
 
     number: int
     cut: Cut
     amount: Amount
     count: int
-    positions: bool
-    external: bool
+    criterion: str
+    all_keys: bool
 
 
 def pruned(graph: Graph, stage: Stage, span: ImageSpan) -> tuple[Graph, bool]:
@@ -62,9 +63,9 @@ def pruned(graph: Graph, stage: Stage, span: ImageSpan) -> tuple[Graph, bool]:
         if stage.number > 1:
             before = copies(old[f"dropped_{stage.number - 1}"])
             numbers = copies(old[f"kept_{stage.number - 1}"])
-        if stage.external:
+        if stage.criterion == "external":
             query = key = _importance(builder, copies, graph, span)
-        elif stage.positions:
+        elif stage.criterion == "fastv":
             query, key = (copies(item) for item in scoring.site.args[:2])  # type: ignore[arg-type]
         else:
             query, key = without_positions(builder, copies, graph, scoring)
@@ -108,12 +109,12 @@ def _choice(
     if before is not None:
         own, used = own - before, used - before
     rows = Rows(span.offset, stage.count, used, own)
-    if stage.external:
+    if stage.criterion == "external":
         scores = query
         if numbers is not None:
             scores = torch.gather(scores, 1, numbers.clamp(min=0))
     else:
-        scores = image_attention(query, key, rows, scale, image_only=not stage.positions)
+        scores = image_attention(query, key, rows, scale, image_only=not stage.all_keys)
     kept = kept_tokens(scores, rows, stage.amount)
     index, chosen, count = kept_rows(kept, rows, stage.amount, hidden.shape[1])
     if numbers is not None:

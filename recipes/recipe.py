@@ -57,20 +57,25 @@ class Budget:
         psnr: smallest peak signal-to-noise ratio of the result in dB; the peak is the reference's
             value range.
         relative_error: largest ratio of the norms of difference and reference.
+        token_match: smallest share of equal tokens in generated answers, in [0, 1]; of programs
+            that return whole numbers.
     """
 
     psnr: float | None = None
     relative_error: float | None = None
+    token_match: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("psnr", "relative_error"):
             limit = getattr(self, name)
             if limit is not None and not 0 <= limit < float("inf"):
                 raise ValueError(f"{name}: found {limit}, expected a finite number >= 0")
+        if self.token_match is not None and not 0 <= self.token_match <= 1:
+            raise ValueError(f"token_match: found {self.token_match}, expected a share in [0, 1]")
 
     @property
     def empty(self) -> bool:
-        return self.psnr is None and self.relative_error is None
+        return self == Budget()
 
 
 @dataclass(frozen=True)

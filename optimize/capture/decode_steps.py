@@ -133,8 +133,8 @@ class Choice(nn.Module):
     def __init__(self, loop: DecodeLoop) -> None:
         super().__init__()
         self.sampling = loop.sampling
-        self.stop_tokens = loop.stop_tokens
-        self.pad_token = loop.pad_token
+        self.stop_tokens = loop.stop_tokens or ()
+        self.pad_token = loop.pad_token or 0
 
     def stops(self, token: torch.Tensor) -> torch.Tensor:
         """[B] bool: whether a token ends its sample."""
@@ -175,6 +175,6 @@ def draw(
     if sampling.top_k is not None:
         kept = kept & (torch.arange(logits.shape[-1]) < sampling.top_k)
     total = torch.cumsum(torch.where(kept, probabilities, 0.0), -1)
-    uniform = 0.5 * (1 + torch.erf(noise.double() / math.sqrt(2)))
+    uniform = 0.5 * (1 + torch.erf(noise / math.sqrt(2)).double())
     place = (total <= uniform[:, None] * total[:, -1:]).long().sum(-1, keepdim=True)
     return order.gather(-1, torch.clamp(place, max=logits.shape[-1] - 1))[:, 0]

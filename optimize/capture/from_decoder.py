@@ -13,7 +13,7 @@ is overwritten by the answer.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -36,14 +36,24 @@ from optimize.ir.last_row import with_last_row_only
 from optimize.ir.program import Program
 from optimize.ir.unflattened import unflattened
 
+ATTRIBUTES = (
+    "image_offset",
+    "image_tokens",
+    "attention",
+    "max_positions",
+    "position_shift",
+    "vocabulary",
+    "prompt_positions",
+)
+"""What a `Decoder` has."""
+
 BATCH = 2
 EXAMPLE_PROMPT = 7
 """Text tokens of the example that is traced, besides those before an image."""
 
 
-@dataclass(frozen=True)
-class Parts:
-    """A model as capture takes it apart.
+class LanguageModel(Protocol):
+    """A model whose parts can be told apart: `Parts`, or a module with these attributes.
 
     Attributes:
         decoder: see `Decoder`.
@@ -51,13 +61,27 @@ class Parts:
         image_shape: (C, H, W) of an image; None for text alone.
     """
 
+    @property
+    def decoder(self) -> nn.Module: ...
+
+    @property
+    def vision(self) -> nn.Module | None: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a model that has no object for them; attributes as of `LanguageModel`."""
+
     decoder: nn.Module
     vision: nn.Module | None = None
     image_shape: tuple[int, int, int] | None = None
 
 
 def capture_decoder(
-    parts: Parts, loop: DecodeLoop | None = None, *, allow_nonfinite: bool = False
+    parts: LanguageModel, loop: DecodeLoop | None = None, *, allow_nonfinite: bool = False
 ) -> Program:
     """Captures a decoder and the loop that generates tokens with it.
 
@@ -74,9 +98,7 @@ def capture_decoder(
         NumericsError: NaN or Inf in the weights.
     """
     loop = loop or DecodeLoop()
-    for module in (parts.decoder, parts.vision):
-        if module is not None:
-            check_module(module)
+    _check_parts(parts)
     decoder = cast(Any, parts.decoder)
     _check_size(decoder, parts, loop)
     with torch.no_grad(), evaluation_mode(parts.decoder):
@@ -94,7 +116,7 @@ def capture_decoder(
     if not allow_nonfinite:
         check_finite(weights)
     decoding = Decoding(
-        loop=loop,
+        loop=replace(loop, stop_tokens=loop.stop_tokens or (), pad_token=loop.pad_token or 0),
         attention=decoder.attention,
         image_tokens=decoder.image_tokens,
         image_offset=decoder.image_offset,
@@ -108,7 +130,25 @@ def _capacity(decoder: Decoder, loop: DecodeLoop) -> int:
     return loop.max_prompt + decoder.image_tokens + loop.max_new_tokens
 
 
-def _check_size(decoder: Decoder, parts: Parts, loop: DecodeLoop) -> None:
+def _check_parts(parts: LanguageModel) -> None:
+    for module in (parts.decoder, parts.vision):
+        if module is not None:
+            check_module(module)
+    missing = [name for name in ATTRIBUTES if not hasattr(parts.decoder, name)]
+    if missing:
+        raise InputModelError(
+            f"decoder: found {type(parts.decoder).__name__} without {', '.join(missing)}, expected "
+            f"a module with {', '.join(ATTRIBUTES)}; "
+            "optimize.capture.decode_steps.Decoder says what they are"
+        )
+    if (parts.vision is None) != (parts.image_shape is None):
+        raise InputModelError(
+            f"model: found image_shape {parts.image_shape} and "
+            f"{'no' if parts.vision is None else 'a'} vision module, expected both or neither"
+        )
+
+
+def _check_size(decoder: Decoder, parts: LanguageModel, loop: DecodeLoop) -> None:
     rows, most = _capacity(decoder, loop), decoder.max_positions
     if rows > most:
         raise InputModelError(
@@ -126,9 +166,8 @@ def _check_size(decoder: Decoder, parts: Parts, loop: DecodeLoop) -> None:
             f"model: found {decoder.image_tokens} image tokens in the decoder and "
             f"{'no ' if parts.vision is None else 'a '}vision module, expected both or neither"
         )
-    for name in ("stop_tokens", "pad_token"):
-        given = getattr(loop, name)
-        for item in given if isinstance(given, tuple) else (given,):
+    for name, given in (("stop_tokens", loop.stop_tokens), ("pad_token", loop.pad_token)):
+        for item in given if isinstance(given, tuple) else (given or 0,):
             if not 0 <= item < decoder.vocabulary:
                 raise InputModelError(
                     f"DecodeLoop: found {item} in {name}, expected tokens in "

@@ -20,13 +20,11 @@ from torch import nn
 from optimize.capture.decoder import with_decoder
 from optimize.capture.families import Family, family_of
 from optimize.capture.from_denoiser import capture
-from optimize.capture.from_torus_flow import capture_torus_flow
 from optimize.capture.scheduler import DiffusersSchedule, schedule_of
 from optimize.capture.transformer_calls import Size
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError
 from optimize.ir.program import Program
-from optimize.ir.torus_flow import TorusFlowLoop
 from optimize.runtime.errors import ResourceError
 
 
@@ -91,29 +89,6 @@ def capture_pipeline(
         program = replace(program, notes=(*program.notes, note))
     program = _with_ranges(program, _ranges(pipeline, family, scale))
     return with_decoder(program, pipeline, family, size, batch)
-
-
-def capture_model(
-    model: Any,
-    example_inputs: Mapping[str, Any] | None = None,
-    *,
-    loop: DenoiseLoop | TorusFlowLoop | None = None,
-) -> Program:
-    """Captures a pipeline or a module, whichever it is.
-
-    Raises:
-        InputModelError: as `capture` and `capture_pipeline`; or a pipeline with a loop of its own.
-    """
-    if isinstance(loop, TorusFlowLoop):
-        return capture_torus_flow(model, example_inputs, loop)
-    if not is_pipeline(model):
-        return capture(model, example_inputs, loop=loop)
-    if loop is not None:
-        raise InputModelError(
-            "loop: found a DenoiseLoop for a pipeline, which brings its own; call optimize.capture."
-            "from_diffusers.capture_pipeline(pipeline, steps=...) and pass the program"
-        )
-    return capture_pipeline(model)
 
 
 def is_pipeline(model: Any) -> bool:

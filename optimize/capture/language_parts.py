@@ -47,6 +47,11 @@ class LanguageParts:
     rescale: float = 1 / 255
     resample: str = "bicubic"
 
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of an image; None for a text model."""
+        return None if self.image_size is None else (self.channels, *self.image_size)
+
 
 def parts_of(
     model: Any,

@@ -31,7 +31,7 @@ def demo(
         bar.wait("load")
         loaded = load_model(MODEL)
         from optimize.api import apply_recipe
-        from optimize.capture.from_diffusers import capture_model
+        from optimize.capture.capture_model import capture_model
         from optimize.commands.demo_figures import measure_demo
         from optimize.recipes.recipe import Recipe
         from optimize.report.html import render_html

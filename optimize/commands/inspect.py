@@ -27,7 +27,7 @@ def inspect(
         _inspect_bundle(model, as_json)
         return
     loaded = load_model(model)
-    from optimize.capture.from_diffusers import capture_model
+    from optimize.capture.capture_model import capture_model
     from optimize.ir.printing import program_text
 
     program = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)

@@ -1,4 +1,4 @@
-"""What a MODEL argument may be: a zoo model, a diffusers pipeline, or a function in a file."""
+"""What a MODEL argument may be: of the zoo, a pipeline, a language model, a function in a file."""
 
 import difflib
 import importlib.util
@@ -24,8 +24,8 @@ ZOO = (
 )
 KNOWN_ZOO = ", ".join(f"zoo:{name}" for name in ZOO)
 HELP = (
-    f"{KNOWN_ZOO}, a diffusers pipeline (folder or hub id), or path/to/file.py:function, where "
-    "function() returns (module, example_inputs, loop)."
+    f"{KNOWN_ZOO}, a diffusers pipeline or a transformers language model (folder or hub id), or "
+    "path/to/file.py:function, where function() returns (module, example_inputs, loop)."
 )
 
 

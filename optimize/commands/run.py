@@ -62,7 +62,7 @@ def run(
     with process_group(processes, timeout_s) as rank, StageBar(quiet=as_json or rank > 0) as bar:
         bar.wait("capture")
         from optimize.api import apply_recipe
-        from optimize.capture.from_diffusers import capture_model
+        from optimize.capture.capture_model import capture_model
         from optimize.ir.printing import program_diff
         from optimize.passes.calibration import requests
 
@@ -114,7 +114,7 @@ def export(
     loaded = load_model(model)
     with StageBar(quiet=as_json) as bar:
         bar.wait("capture")
-        from optimize.capture.from_diffusers import capture_model
+        from optimize.capture.capture_model import capture_model
 
         program = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
         bar.wait("export")

@@ -55,7 +55,7 @@ def solvers(
         bar.wait("load")
         loaded = load_model(model)
         bar.wait("capture")
-        from optimize.capture.from_diffusers import capture_model
+        from optimize.capture.capture_model import capture_model
         from optimize.commands.solver_figures import measure_solvers
         from optimize.ir.report import plain
         from optimize.report.plots import solver_curves

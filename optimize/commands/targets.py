@@ -41,7 +41,7 @@ def open_target(text: str, threads: int | None = None) -> Target:
     loaded = load_model(text)
     import torch
 
-    from optimize.capture.from_diffusers import capture_model
+    from optimize.capture.capture_model import capture_model
 
     if threads is not None:
         torch.set_num_threads(threads)

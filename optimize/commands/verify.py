@@ -80,7 +80,7 @@ def _error_against(
     bar.wait("optimise the model again")
     loaded = load_model(model)
     from optimize.api import apply_recipe
-    from optimize.capture.from_diffusers import capture_model
+    from optimize.capture.capture_model import capture_model
     from optimize.passes.pipeline import results_error
     from optimize.recipes.recipe import Recipe
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optimize.export.few_rows import has_few_rows
 from optimize.export.loop_forms import as_onnx_loop, in_form, tables_of
 from optimize.export.publish import Staging, check_target, staged
 from optimize.export.to_onnx import graph_to_onnx, used_weights
 from optimize.export.weights import layout_weights
-from optimize.export.few_rows import has_few_rows
 from optimize.ir.errors import RecipeError
 from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program

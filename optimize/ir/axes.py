@@ -272,14 +272,24 @@ class Axes:
         wanted = [axis for axis in new if axis.extent != 1]
         result = {id(axis): axis for axis in new}
         for group, other in matching_groups(kept, wanted, multiply_extents):
-            if len(group) == 1 and len(other) == 1:
-                result[id(other[0])] = self.find(group[0])
-            elif len(group) == 1:
-                for piece, axis in zip(other, self.divided(group[0], other, False), strict=True):
-                    result[id(piece)] = axis
-            elif len(other) == 1:
-                result[id(other[0])] = self.merged(group)
+            self._regroup(group, other, result)
         return [result[id(axis)] for axis in new]
+
+    def _regroup(self, group: list[Axis], other: list[Axis], result: dict[int, Axis]) -> None:
+        """Enters what the fresh axes `other` are, which hold the same elements as `group`."""
+        if len(group) == 1 and len(other) == 1:
+            result[id(other[0])] = self.find(group[0])
+        elif len(group) == 1:
+            for piece, axis in zip(other, self.divided(group[0], other, False), strict=True):
+                result[id(piece)] = axis
+        elif len(other) == 1:
+            result[id(other[0])] = self.merged(group)
+        else:
+            # Boundaries may agree one level further in, as where patches are joined to a token.
+            factors = [factor for axis in group for factor in self.factors(axis)]
+            if len(factors) > len(group):
+                for inner, pieces in matching_groups(factors, other, multiply_extents):
+                    self._regroup(inner, pieces, result)
 
 
 def matching_groups(

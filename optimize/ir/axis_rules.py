@@ -67,6 +67,8 @@ def mixed_dimensions(node: fx.Node, operand: fx.Node) -> set[int]:
         return set(range(1, rank))
     if name in ("mm", "bmm", "matmul"):
         return {rank - 1 if operand is node.args[0] else max(0, rank - 2)}
+    if name in ("index", "index_select", "gather"):
+        return set(range(1, rank)) if operand is node.args[0] else set()
     if name == "tile_attention":
         return {rank - 1 if operand is argument(node, 8, "mask") else rank - 2}
     return set()
@@ -107,6 +109,7 @@ RULES: dict[str, Rule] = {
     **_table("repeat_interleave", layout.repeat_interleave_axes),
     **_table("meshgrid", layout.meshgrid_axes),
     **_table("index_select", layout.index_select_axes),
+    **_table("index", layout.index_axes),
     **_table("topk sort gather constant_pad_nd pad", layout.along_axes),
     **_table("view_as_complex", layout.as_complex_axes),
     **_table("view_as_real", layout.as_real_axes),

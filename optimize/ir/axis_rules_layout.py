@@ -225,3 +225,13 @@ def pixel_axes(axes: Axes, node: fx.Node) -> NodeAxes:
     fresh = axes.fresh_like(node.meta["val"])
     fresh[0] = axes.of(first_input(node))[0]
     return fresh
+
+
+def index_axes(axes: Axes, node: fx.Node) -> NodeAxes:
+    """One dimension picked by a vector keeps the others; anything else is new."""
+    own = axes.of(first_input(node))
+    result = axes.fresh_like(node.meta["val"])
+    picked = [(i, item) for i, item in enumerate(cast(Any, node.args[1])) if item is not None]
+    if len(picked) == 1 and picked[0][1].meta["val"].ndim == 1:
+        return [result[i] if i == picked[0][0] else axis for i, axis in enumerate(own)]
+    return result

@@ -48,15 +48,17 @@ class DecodeLoop:
     Args:
         max_prompt: most text tokens of a prompt, image tokens not counted.
         max_new_tokens: most tokens generated for one prompt.
-        stop_tokens: tokens after which a sample is finished; the token itself is returned.
-        pad_token: what a finished sample returns while others of its batch go on.
+        stop_tokens: tokens after which a sample is finished; the token itself is returned. None for
+            those that the model names, if it does.
+        pad_token: what a finished sample returns while others of its batch go on. None for the one
+            that the model names, or 0.
         sampling: how tokens are drawn; None takes the likeliest.
     """
 
     max_prompt: int = 512
     max_new_tokens: int = 256
-    stop_tokens: tuple[int, ...] = ()
-    pad_token: int = 0
+    stop_tokens: tuple[int, ...] | None = None
+    pad_token: int | None = None
     sampling: Sampling | None = None
 
     def __post_init__(self) -> None:

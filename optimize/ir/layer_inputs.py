@@ -89,7 +89,10 @@ def _birth(graph: Graph, axes: Axes, rows: Axis, site: fx.Node) -> fx.Node:
 
 
 def _is_real(node: fx.Node) -> bool:
+    """Whether a node computes real numbers; a split does, in several tensors."""
     value = node.meta.get("val")
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]
     return isinstance(value, torch.Tensor) and bool(value.is_floating_point())
 
 
@@ -105,8 +108,8 @@ def ancestors(node: fx.Node) -> set[fx.Node]:
     found = {node}
     stack = [node]
     while stack:
-        for item in tensor_inputs(stack.pop()):
-            if item not in found:
+        for item in stack.pop().all_input_nodes:
+            if item not in found and not isinstance(item.meta.get("val"), torch.SymInt):
                 found.add(item)
                 stack.append(item)
     return found

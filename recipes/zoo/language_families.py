@@ -51,8 +51,13 @@ def llama() -> LanguageExample:
     return LanguageExample("llama", LlamaForCausalLM(LlamaConfig(**TEXT)))
 
 
-def llava() -> LanguageExample:
-    """LLaVA: CLIP tower without its last layer, two-layer projector, Llama."""
+def llava(layers: int = 2, **text: Any) -> LanguageExample:
+    """LLaVA: CLIP tower without its last layer, two-layer projector, Llama.
+
+    Args:
+        layers: of the language model.
+        text: more of its configuration.
+    """
     from transformers import (
         CLIPVisionConfig,
         LlamaConfig,
@@ -71,7 +76,7 @@ def llava() -> LanguageExample:
     )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=LlamaConfig(**TEXT),
+        text_config=LlamaConfig(**{**TEXT, "num_hidden_layers": layers, **text}),
         image_token_index=IMAGE_TOKEN,
         image_seq_length=16,
     )
@@ -156,13 +161,19 @@ def _siglip(**changes: int) -> Any:
     return SiglipVisionConfig(**{**sizes, **changes})
 
 
-def paligemma() -> LanguageExample:
-    """PaliGemma: SigLIP tower, Gemma that sees image and prompt both ways, positions from one."""
+def paligemma(layers: int = 2) -> LanguageExample:
+    """PaliGemma: SigLIP tower, Gemma that sees image and prompt both ways, positions from one.
+
+    Args:
+        layers: of the language model.
+    """
     from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
     config = PaliGemmaConfig(
         vision_config=_siglip(projection_dim=32, num_image_tokens=16),
-        text_config=GemmaConfig(**{**TEXT, "num_key_value_heads": 1}, head_dim=8),
+        text_config=GemmaConfig(
+            **{**TEXT, "num_key_value_heads": 1, "num_hidden_layers": layers}, head_dim=8
+        ),
         image_token_index=IMAGE_TOKEN,
         projection_dim=32,
         hidden_size=32,
@@ -201,8 +212,12 @@ def idefics3() -> LanguageExample:
 ROTARY = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
 
 
-def qwen2_vl() -> LanguageExample:
-    """Qwen2-VL: rotary tower, patches in blocks of four, positions in three axes."""
+def qwen2_vl(layers: int = 2) -> LanguageExample:
+    """Qwen2-VL: rotary tower, patches in blocks of four, positions in three axes.
+
+    Args:
+        layers: of the language model.
+    """
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     config = Qwen2VLConfig(
@@ -214,7 +229,7 @@ def qwen2_vl() -> LanguageExample:
             "mlp_ratio": 2,
             "patch_size": 4,
         },
-        text_config={**TEXT, "rope_parameters": ROTARY},
+        text_config={**TEXT, "rope_parameters": ROTARY, "num_hidden_layers": layers},
         image_token_id=IMAGE_TOKEN,
         video_token_id=VOCABULARY - 2,
     )
@@ -274,9 +289,16 @@ def language_example(
         seed: of the weights.
         dtype: of the weights.
     """
+    return drawn(LANGUAGE_FAMILIES[name], seed=seed, dtype=dtype)
+
+
+def drawn(
+    make: Callable[[], LanguageExample], *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> LanguageExample:
+    """A member that `make` makes, with such weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = LANGUAGE_FAMILIES[name]()
+        made = make()
         for key, parameter in made.model.named_parameters():
             norm = parameter.ndim == 1 and not key.endswith("bias")
             nn.init.normal_(parameter, mean=0.5 if norm else 0.0, std=0.1 if norm else 0.4)

@@ -63,7 +63,7 @@ def make_optimizers(model: nn.Module, options: RunOptions) -> list[torch.optim.O
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        is_block_matrix = name.startswith("blocks.") and parameter.ndim == 2
+        is_block_matrix = "blocks" in name.split(".") and parameter.ndim == 2
         (matrices if is_block_matrix else others).append(parameter)
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from optimize.capture.from_diffusers import capture_model, capture_pipeline, load_pipeline
+from optimize.capture.capture_model import capture_model
+from optimize.capture.from_diffusers import capture_pipeline, load_pipeline
 from optimize.commands.models import load_model
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError

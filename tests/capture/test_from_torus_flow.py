@@ -9,7 +9,7 @@ import torch
 from scipy import special
 from torch import nn
 
-from optimize.capture.from_diffusers import capture_model
+from optimize.capture.capture_model import capture_model
 from optimize.capture.from_torus_flow import UNIFORM_SCALE, capture_torus_flow, quantile_table
 from optimize.export.bundle import export_bundle
 from optimize.ir.axis_rules import infer_axes

@@ -15,8 +15,8 @@ pytest.importorskip(
     "tensorrt_rtx_bindings", reason="tensorrt-rtx-cu13-bindings is not installed (extra rtx)"
 )
 
+from optimize.capture.capture_model import capture_model
 from optimize.capture.from_denoiser import capture
-from optimize.capture.from_diffusers import capture_model
 from optimize.commands.models import load_model
 from optimize.export.bundle import export_bundle
 from optimize.export.to_tensorrt_rtx import Engine, build_engine

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 import optimize as package
-from optimize.api import apply_recipe, optimize
+from optimize.api import apply_recipe, check_budget, optimize
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError, QualityError, RecipeError
 from optimize.ir.program import Program
+from optimize.ir.record import Record
 from optimize.recipes.recipe import Budget, Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,18 @@ def test_budget_is_checked_after_the_last_pass() -> None:
     with pytest.raises(QualityError, match="relative_error .*expected at most 1e-12"):
         run(fused(steps=2), budget=Budget(relative_error=1e-12))
     run(fused(), budget={"psnr": 300, "relative_error": 0})
+
+
+def test_budget_of_tokens() -> None:
+    recipe = Recipe.load({"passes": [], "budget": {"token_match": 0.9}})
+    record = Record("prune_visual_tokens", {}, ("prefill",), error=0.2)
+    check_budget(recipe, [replace(record, details={"token_match": 0.9})])
+    with pytest.raises(QualityError, match="found token_match 0.75, expected at least 0.9. after"):
+        check_budget(recipe, [replace(record, details={"token_match": 0.75})])
+    with pytest.raises(QualityError, match="no generated tokens, expected some for token_match"):
+        check_budget(recipe, [record])
+    with pytest.raises(RecipeError, match=r"token_match: found 2.*expected a share in \[0, 1\]"):
+        run(fused(), budget={"token_match": 2})
 
 
 def test_wrong_budget_is_a_recipe_error() -> None:

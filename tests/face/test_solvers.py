@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from optimize.capture.from_diffusers import capture_model
+from optimize.capture.capture_model import capture_model
 from optimize.cli import run_command
 from optimize.commands.models import LoadedModel, load_model
 from optimize.commands.progress import StageBar

@@ -10,6 +10,7 @@ from optimize.ir.program import Program
 from optimize.passes.calibration import Calibration, requests
 from optimize.runtime.errors import RuntimeInputError
 from optimize.runtime.loop import Input
+from tests.passes.tiny_llava import llava_program
 
 
 def with_input(program: Program, item: Input) -> Program:
@@ -52,6 +53,26 @@ def test_unknown_and_ill_fitting_fields_are_named(toy_program: Program) -> None:
         requests(toy_program, Calibration(inputs={"shfit": 1.0}))
     with pytest.raises(RuntimeInputError, match="shift: found shape"):
         requests(toy_program, Calibration(inputs={"shift": [[1.0]]}))
+
+
+def test_prompts_are_drawn_from_the_vocabulary_and_answers_short() -> None:
+    program = llava_program()
+    (request,) = requests(program)
+    ids = request["input_ids"]
+    assert ids.shape == (1, 20) and ids.dtype == np.int64
+    assert ids.min() >= 0 and ids.max() < 96 and len(set(ids[0].tolist())) > 10
+    assert request["pixel_values"].shape == (1, 3, 24, 24) and request["pixel_values"].std() > 0.5
+    assert request["max_new_tokens"] == 8 and "lengths" not in request
+    assert program(**request)["tokens"].shape == (1, 8)
+
+
+def test_prompts_can_be_given() -> None:
+    inputs = {"input_ids": [[5, 6, 7, 8, 9]], "max_new_tokens": 3}
+    (request,) = requests(llava_program(), Calibration(inputs=inputs))
+    assert llava_program()(**request)["tokens"].shape == (1, 3)
+    examples = {"input_ids": torch.ones(2, 6, dtype=torch.int64)}
+    (request,) = requests(llava_program(), examples=examples)
+    assert request["pixel_values"].shape == (2, 3, 24, 24)
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 0}, {"samples": 65}, {"seed": -1}])

@@ -12,7 +12,7 @@ from optimize.ir.printing import program_text
 from optimize.ir.program import Program
 from optimize.measure.cost import program_flops
 from optimize.passes.pass_base import Declined, Numerics, OracleResult, Pass, Rewritten
-from optimize.passes.pipeline import Entry, results_error, run_passes
+from optimize.passes.pipeline import Entry, results_error, results_match, run_passes
 
 aten = torch.ops.aten
 
@@ -214,6 +214,41 @@ def test_whole_number_results_count_differences() -> None:
     tokens = torch.tensor([1, 2, 3, 4]).numpy()
     other: dict[str, Any] = {"tokens": torch.tensor([1, 2, 3, 9]).numpy()}
     assert results_error([other], [{"tokens": tokens}]) == 0.25
+
+
+def tokens(*rows: list[int]) -> dict[str, Any]:
+    return {"tokens": torch.tensor(rows).numpy()}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "share"),
+    [
+        (tokens([1, 2]), tokens([1, 2, 3, 4]), 0.5),
+        (tokens([1, 2, 3, 4]), tokens([1, 2]), 0.5),
+        (tokens([1, 9], [5, 6]), tokens([1, 2, 3], [5, 6, 7]), 0.5),
+        (tokens([1, 2]), tokens([1, 2]), 1.0),
+    ],
+    ids=["shorter", "longer", "batch", "equal"],
+)
+def test_answers_may_end_at_different_steps(
+    ours: dict[str, Any], theirs: dict[str, Any], share: float
+) -> None:
+    assert results_match([ours], [theirs]) == share
+    assert results_error([ours], [theirs]) == 1 - share
+
+
+def test_answers_are_counted_over_all_requests() -> None:
+    ours, theirs = [tokens([1]), tokens([1, 2, 3])], [tokens([2]), tokens([1, 2, 3])]
+    assert results_match(ours, theirs) == 0.75
+    assert results_match([{"x": torch.ones(2).numpy()}], [{"x": torch.ones(2).numpy()}]) is None
+
+
+def test_only_the_length_of_answers_may_change() -> None:
+    with pytest.raises(NumericsError, match=r"found shape \[2, 1\], expected \[1, 1\]"):
+        results_error([tokens([1], [2])], [tokens([1])])
+    floats = [{"x": torch.zeros(1, size).numpy()} for size in (2, 3)]
+    with pytest.raises(NumericsError, match=r"found shape \[1, 2\], expected \[1, 3\]"):
+        results_error(floats[:1], floats[1:])
 
 
 def test_results_of_another_shape_stop() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from optimize.capture.from_diffusers import capture_model
+from optimize.capture.capture_model import capture_model
 from optimize.commands.models import load_model
 from optimize.passes.fuse_solver import FuseSolver
 from optimize.passes.solvers.consistency import better_reading

@@ -148,7 +148,8 @@ calibration: {samples: 0}
         "r.yaml:10:14: fuse_solver.steps: found 8.5, expected a whole number or null",
         "r.yaml:11:17: fuse_solver.optional: found 1, expected true or false",
         "r.yaml:12:16: budget.psnr: found true, expected a number or null",
-        "r.yaml:12:22: budget: unknown option 'ssim'; known options: psnr, relative_error",
+        "r.yaml:12:22: budget: unknown option 'ssim'; known options: psnr, relative_error, "
+        "token_match",
         "r.yaml:14:14: calibration: samples: found 0, expected a number in [1, 64]",
         "r.yaml:13:9: unknown target 'onx'; known targets: aoti, onnx, tensorrt, tensorrt-rtx. "
         "Did you mean onnx?",

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from optimize.capture.from_diffusers import capture_model
+from optimize.capture.capture_model import capture_model
 from optimize.capture.from_torus_flow import capture_torus_flow
 from optimize.commands.models import load_model
 from optimize.export.bundle import export_bundle

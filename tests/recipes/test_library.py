@@ -1,0 +1,39 @@
+"""Every recipe that ships builds on a tiny model, and what it builds runs."""
+
+import pytest
+import torch
+
+from optimize.api import apply_recipe
+from optimize.ir.program import Program
+from optimize.passes.calibration import requests
+from optimize.recipes.recipe import Recipe, names
+from tests.passes.tiny_llava import llava_program
+from tests.passes.tiny_video import tiny_video
+
+
+def program_for(name: str) -> Program:
+    """A program of the kind that a recipe is for."""
+    return llava_program() if name.startswith("vlm-") else tiny_video(steps=12)
+
+
+@pytest.mark.parametrize("name", names())
+def test_builds_on_a_tiny_model_and_runs(name: str) -> None:
+    recipe, before = Recipe.load(name), program_for(name)
+    after = apply_recipe(before, recipe, verify=False)
+    applied = {record.name for record in after.history if record.declined is None}
+    assert applied >= {entry.item.name for entry in recipe.passes if not entry.optional}
+    (request,) = requests(before)
+    for result in after(**request).values():
+        assert torch.isfinite(result).all()
+
+
+def test_the_vision_language_recipe_keeps_fewer_image_tokens_in_later_layers() -> None:
+    recipe = Recipe.load("vlm-fast")
+    after = apply_recipe(llava_program(), recipe)
+    (record,) = after.history
+    assert record.details["cuts"] == [1, 2] and record.details["image_tokens"] == 16
+    first, second = record.details["kept_at_most"]
+    assert 16 > first > second >= 1
+    assert record.oracles["identity"] == 0.0
+    assert 0.0 <= record.details["token_match"] <= 1.0
+    assert record.flops_after < record.flops_before
