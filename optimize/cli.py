@@ -107,6 +107,7 @@ def _quieten_libraries() -> None:
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("default", module=r"optimize(\..*)?$")
     os.environ.setdefault("TORCH_LOGS", "-onnx")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def _usage(error: Any) -> int:

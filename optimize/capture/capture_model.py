@@ -12,6 +12,7 @@ from optimize.capture.from_denoiser import capture
 from optimize.capture.from_diffusers import capture_pipeline, is_pipeline
 from optimize.capture.from_torus_flow import capture_torus_flow
 from optimize.capture.from_transformers import capture_language_model
+from optimize.capture.load_language_model import LoadedLanguageModel
 from optimize.ir.decode import DecodeLoop
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError
@@ -86,6 +87,8 @@ def is_language_model(
     Does not import transformers. A model without a head is one, too, unless there is something
     that makes it a denoiser: to be told what is missing is better than to be asked for inputs.
     """
+    if isinstance(model, LoadedLanguageModel):
+        return True
     if _is_folder_with(model, "config.json"):
         return not _is_folder_with(model, "model_index.json")
     names = {kind.__name__ for kind in type(model).__mro__}

@@ -26,11 +26,14 @@ def load_language_model(source: Any) -> LoadedLanguageModel:
     """Loads a model from a folder or the hub; a model that is loaded already stays as it is.
 
     Args:
-        source: a module, a folder made by `save_pretrained`, or a hub id (owner/name).
+        source: a module, a folder made by `save_pretrained`, a hub id (owner/name), or what this
+            function returned.
     Raises:
         InputModelError: none of these.
         ResourceError: transformers is not installed, or the model cannot be had.
     """
+    if isinstance(source, LoadedLanguageModel):
+        return source
     if isinstance(source, nn.Module):
         return LoadedLanguageModel(source)
     if not isinstance(source, (str, os.PathLike)):
@@ -74,6 +77,11 @@ def _load(name: str) -> LoadedLanguageModel:
     )
 
     config = AutoConfig.from_pretrained(name)
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputModelError(
+            f"model {name}: found {config.model_type} with an encoder and a decoder, expected a "
+            "decoder alone; such a model cannot be captured"
+        )
     sees = hasattr(config, "vision_config")
     kind: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     model = kind.from_pretrained(name)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optimize.commands.console import Json, console, print_json
+from optimize.commands.language import decoding_lines, describe_decoding
 from optimize.commands.models import HELP, load_model
 from optimize.commands.targets import looks_like_bundle
 
@@ -59,6 +60,7 @@ def describe_program(program: Any) -> dict[str, Any]:
         "parameters": sum(tensor.numel() for tensor in program.weights.values()),
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in program.weights.values()),
         "layers": _layers(program.weights),
+        "language": describe_decoding(program),
         "flops_per_request": program_flops(program),
         "graphs": graphs,
         "inputs": [item.model_dump() for item in program.signature.inputs],
@@ -83,8 +85,11 @@ def _attention_sites(graph: Any, costs: Any) -> list[dict[str, Any]]:
     flops = {cost.name: cost.flops for cost in costs}
     sites = []
     for node in graph.graph.nodes:
-        if "scaled_dot_product_attention" in str(node.target):
-            query, key = (shape(item) for item in node.args[:2])
+        # Of a site with a cache the keys are those of the cache.
+        places = {"scaled_dot_product_attention": (0, 1), "cached_attention": (0, 3)}
+        found = next((places[name] for name in places if name in str(node.target)), None)
+        if found is not None:
+            query, key = (shape(node.args[place]) for place in found)
             sites.append(
                 {
                     "name": node.name,
@@ -108,8 +113,9 @@ def _axes(graph: Any) -> list[dict[str, Any]]:
     first_input = graph.node(graph.inputs[0])
     for index, axis in enumerate(axes.of(first_input)):
         names[id(axes.find(axis))] = "batch" if index == 0 else f"{first_input.name}.{index}"
-    with suppress(CannotSubset):
-        names[id(axes.find(token_axis(graph, axes)))] = "tokens"
+    if "latent" in graph.inputs:
+        with suppress(CannotSubset):
+            names[id(axes.find(token_axis(graph, axes)))] = "tokens"
     carried: dict[int, dict[str, Any]] = {}
     for node in graph.graph.nodes:
         if not axes.is_tensor(node) or node.name in graph.weights:
@@ -143,6 +149,9 @@ def _show_program(name: str, data: dict[str, Any]) -> None:
             f"{amount(data['flops_per_request'])}FLOP per request; layers: {layers or 'none'}"
         )
     )
+    if data["language"] is not None:
+        for line in decoding_lines(data["language"]):
+            output.print(Text(line))
     fields = [f"{item['name']} {item['dtype']} {list(item['shape'])}" for item in data["inputs"]]
     output.print(Text(f"request: {', '.join([*fields, 'seed'])} → {', '.join(data['outputs'])}"))
     for role, graph in data["graphs"].items():

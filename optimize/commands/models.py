@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from optimize.ir.decode import DecodeLoop
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError, RecipeError
 from optimize.ir.torus_flow import TorusFlowLoop
@@ -48,7 +49,7 @@ class LoadedModel:
     name: str
     model: Any
     example_inputs: Mapping[str, Any] | None = None
-    loop: DenoiseLoop | TorusFlowLoop | None = None
+    loop: DenoiseLoop | TorusFlowLoop | DecodeLoop | None = None
     judge: Judge | None = None
 
 
@@ -67,7 +68,7 @@ def load_model(text: str) -> LoadedModel:
         return _from_file(Path(file), function)
     if text.endswith(".py"):
         raise RecipeError(f"model {text}: found no function, expected {text}:function")
-    return _from_diffusers(text)
+    return _from_library(text)
 
 
 def _from_zoo(text: str) -> LoadedModel:
@@ -103,22 +104,65 @@ def _from_file(path: Path, function: str) -> LoadedModel:
             f"model {path}:{function}: returned {found}, expected (module, example_inputs, loop)"
         )
     model, example_inputs, loop = made
-    if loop is not None and not isinstance(loop, DenoiseLoop | TorusFlowLoop):
+    if loop is not None and not isinstance(loop, DenoiseLoop | TorusFlowLoop | DecodeLoop):
         raise InputModelError(
-            f"model {path}:{function}: found loop {type(loop).__name__}, expected a DenoiseLoop "
-            "or a TorusFlowLoop"
+            f"model {path}:{function}: found loop {type(loop).__name__}, expected a DenoiseLoop, "
+            "a TorusFlowLoop or a DecodeLoop"
         )
     return LoadedModel(f"{path.stem}:{function}", model, example_inputs, loop)
 
 
-def _from_diffusers(text: str) -> LoadedModel:
+def _from_library(text: str) -> LoadedModel:
+    """A pipeline or a language model, from a folder or the hub."""
     folder = Path(text).expanduser()
     looks_local = folder.exists() or text.startswith((".", "/", "~"))
     if not looks_local and text.count("/") != 1:
         raise RecipeError(f"unknown model {text!r}; expected {HELP}")
     if not looks_local and os.environ.get("HF_HUB_OFFLINE") != "1":
         os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "30")
+    names = ("model_index.json", "config.json")
+    files = [name for name in names if (folder / name).is_file()]
+    if folder.is_dir() and not files:
+        raise InputModelError(
+            f"model {text}: found a folder without {' or '.join(names)}, expected a diffusers "
+            "pipeline or a transformers model; save it with save_pretrained(folder)"
+        )
+    speaks = files == ["config.json"] if looks_local else _is_language_model_on_hub(text)
     # PyTorch is imported when a model is loaded, not by every command.
+    if speaks:
+        from optimize.capture.load_language_model import load_language_model
+
+        if looks_local:
+            _hide_loading_bars()
+        return LoadedModel(text, load_language_model(folder if looks_local else text))
     from optimize.capture.from_diffusers import load_pipeline
 
     return LoadedModel(text, load_pipeline(text))
+
+
+def _hide_loading_bars() -> None:
+    """Keeps the library's bars from between the lines of a command; downloads have theirs."""
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        return
+    logging.disable_progress_bar()
+
+
+def _is_language_model_on_hub(text: str) -> bool:
+    """Whether a hub id is known to be no pipeline; False where that cannot be found out."""
+    try:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError:
+        return False
+    try:
+        hf_hub_download(text, "model_index.json")
+    except LocalEntryNotFoundError:
+        return isinstance(try_to_load_from_cache(text, "config.json"), str)
+    except EntryNotFoundError:
+        return True
+    # No such model, no network, a wrong name: loading says what it is.
+    except (OSError, ValueError):
+        return False
+    return False

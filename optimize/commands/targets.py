@@ -51,9 +51,11 @@ def open_target(text: str, threads: int | None = None) -> Target:
 
 
 def looks_like_bundle(text: str) -> bool:
-    """Whether the argument is a folder that is not a diffusers pipeline."""
+    """Whether the argument is a folder that is no model of diffusers or transformers."""
     path = Path(text)
-    return path.is_dir() and not (path / "model_index.json").exists()
+    if not path.is_dir() or (path / "manifest.json").exists():
+        return path.is_dir()
+    return not any((path / name).exists() for name in ("model_index.json", "config.json"))
 
 
 def check_out(out: Path, overwrite: bool, *inputs: str) -> None:

@@ -119,6 +119,7 @@ RULES: dict[str, Rule] = {
         layout.pixel_axes,
     ),
     "getitem": layout.getitem_axes,
+    "optimize::cached_attention": compute.cached_attention_axes,
     "optimize::dynamic_threshold": compute.elementwise_axes,
     "optimize::gather_rows": compute.gather_rows_axes,
     "optimize::scatter_rows": compute.scatter_rows_axes,

@@ -95,6 +95,22 @@ def tile_attention_axes(axes: Axes, node: fx.Node) -> NodeAxes:
     return _attention_axes(axes, node, argument(node, 8, "mask"))
 
 
+def cached_attention_axes(axes: Axes, node: fx.Node) -> NodeAxes:
+    """The output, and both caches: their rows are not the new rows, which lie somewhere in them."""
+    query, key, value, *caches = (axes.of(cast(fx.Node, node.args[i])) for i in range(5))
+    axes.join(query[2], key[2])
+    axes.join(key[2], value[2])
+    axes.join(query[3], key[3])
+    for fresh, cache in zip((key, value), caches, strict=True):
+        for i in (0, 1, 3):
+            axes.join(fresh[i], cache[i])
+        axes.join(query[0], fresh[0])
+        if fresh[1].extent == query[1].extent and fresh[1].extent != 1:
+            axes.join(query[1], fresh[1])
+    axes.join(caches[0][2], caches[1][2])
+    return [[*query[:3], value[3]], list(caches[0]), list(caches[1])]
+
+
 def _attention_axes(axes: Axes, node: fx.Node, mask: fx.Node | None) -> NodeAxes:
     query, key, value = (axes.of(cast(fx.Node, node.args[i])) for i in range(3))
     axes.join(key[-2], value[-2])

@@ -14,6 +14,7 @@ from torch import fx
 from optimize.ir.builder import Builder, fake_mode_of
 from optimize.ir.graph import Graph, shape
 from optimize.ir.key_value_slots import CACHE
+from optimize.kernels.cached_attention import schema as _schema  # noqa: F401  registers the op
 
 aten = torch.ops.aten
 CACHED = torch.ops.optimize.cached_attention.default

@@ -133,3 +133,9 @@ def test_public_names_exist_and_load_nothing_early() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_recipes_load_before_any_model_is_captured() -> None:
+    """In a process of its own, where no capture has registered our ops."""
+    script = "from optimize.recipes.recipe import Recipe\nRecipe.load('vlm-fast')"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
