@@ -20,7 +20,7 @@ from optimize.capture.language_parts import parts_of
 from optimize.ir.decode import DecodeLoop
 from optimize.runtime import load
 
-PROMPT, TOKENS, THREADS, REPEATS = 64, 64, 2, 9
+PROMPT, TOKENS, THREADS, REPEATS = 64, 64, 2, 5
 SIZES = {"small": (256, 6), "medium": (512, 12)}
 """Width and layers of a Llama; the weights of the small one fit into the processor's cache."""
 HERE = Path(__file__).resolve().parent

@@ -71,7 +71,7 @@ def visual_figures(
         image_tokens=span.tokens,
         text_tokens=text,
         grid=span.grid,
-        picture=_picture(run.request["pixel_values"][0]),
+        picture=displayable(run.request["pixel_values"][0]),
         stages=tuple(stages),
         widths=widths,
         work=work,
@@ -140,8 +140,11 @@ def _cache(
     )
 
 
-def _picture(values: NDArray[Any]) -> str | None:
-    """Pixels [C, H, W] as a PNG file in base64, grey or in colour, from least to greatest value."""
+def displayable(values: NDArray[Any]) -> str | None:
+    """Pixels [C, H, W] as a PNG file in base64, grey or in colour, from least to greatest value.
+
+    None for what is no picture: two channels, or more than four; values that are not finite.
+    """
     channels = values.shape[0]
     if values.ndim != 3 or channels not in (1, 3, 4) or not np.isfinite(values).all():
         return None

@@ -111,7 +111,7 @@ def _signature(graphs: Mapping[str, Graph], decoding: Decoding) -> Signature:
     loop = decoding.loop
     ranges: dict[str, dict[str, float | int | str]] = {
         "input_ids": {"low": 0.0, "high": decoding.vocabulary - 1.0},
-        "importance": {"low": 0.0, "high": 1.0},
+        "importance": {"default": 0.0, "low": 0.0, "high": 1.0},
         "lengths": {"default": 0, "low": 0.0, "at_most": "prompt"},
         "max_new_tokens": {
             "default": loop.max_new_tokens,

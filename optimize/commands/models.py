@@ -20,6 +20,7 @@ ZOO = (
     "digits-dit-epsilon",
     "digits-dit-v",
     "digits-restore",
+    "find-the-digit",
     "moving-digits",
     "torus-crystals",
 )

@@ -19,6 +19,8 @@ from optimize.recipes.zoo.digits_heads import load_digits_head
 from optimize.recipes.zoo.digits_judge import DigitsJudge
 from optimize.recipes.zoo.digits_restore import SCHEDULE, load_digits_restore
 from optimize.recipes.zoo.digits_sampling import balanced_labels
+from optimize.recipes.zoo.find_the_digit_data import held_out_scenes, localization
+from optimize.recipes.zoo.find_the_digit_prompts import find_the_digit_program
 from optimize.recipes.zoo.moving_digits import load_moving_digits
 from optimize.recipes.zoo.moving_digits_data import FRAME_SIZE, FRAMES
 from optimize.recipes.zoo.moving_digits_judge import MovingDigitsJudge
@@ -129,11 +131,19 @@ def load_crystal_flow(name: str) -> LoadedModel:
     return LoadedModel(name, load_torus_crystals(), inputs, loop)
 
 
+def load_digit_finder(name: str) -> LoadedModel:
+    """The digit finder, asked where a digit stands in two scenes it has not seen."""
+    scenes = held_out_scenes(load_digits_data().held_out, first=0, count=EXAMPLE_BATCH)
+    inputs = {"pixel_values": scenes.pixels, "input_ids": localization(scenes).prompts}
+    return LoadedModel(name, find_the_digit_program(), inputs)
+
+
 LOADERS: Mapping[str, Callable[[str], LoadedModel]] = {
     "digits-dit": load_digits,
     "digits-dit-epsilon": partial(load_digits_with, "epsilon"),
     "digits-dit-v": partial(load_digits_with, "v"),
     "digits-restore": load_restorer,
+    "find-the-digit": load_digit_finder,
     "moving-digits": load_clips,
     "torus-crystals": load_crystal_flow,
 }

@@ -140,8 +140,8 @@ class VisualTokens:
         """What the figures of the prefill count."""
         counted = (
             f"Counted from the graphs: all operations of the prefill for one sample with "
-            f"{self.text_tokens} text tokens, the scoring included, a multiplication and an "
-            "addition being two."
+            f"{self.text_tokens} text tokens and as many image tokens as any image may keep, the "
+            "scoring included, a multiplication and an addition being two."
         )
         if self.widths is None:
             return (

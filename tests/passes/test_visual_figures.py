@@ -19,7 +19,7 @@ from optimize.measure.cost import graph_flops
 from optimize.measure.prefill_cost import cache_bytes, flops_at, layer_cost, tokens_by_layer
 from optimize.passes.pipeline import run_passes
 from optimize.passes.prune_visual_tokens import PruneVisualTokens
-from optimize.passes.visual_figures import mean_position
+from optimize.passes.visual_figures import displayable, mean_position
 from optimize.recipes.zoo.language_families import language_example
 from optimize.report.json_file import render_json
 from optimize.report.visual_tokens import VisualTokens, visual_tokens
@@ -55,6 +55,12 @@ def pruned(item: PruneVisualTokens, **fields: Any) -> tuple[Program, VisualToken
     assert figures is not None
     assert figures == visual_tokens(after.report)
     return after, figures
+
+
+def pixels_of(picture: str | None) -> Any:
+    """The pixels that a page shows of a picture in base64."""
+    assert picture is not None
+    return VisualTokens("feather", 1, 1, None, picture, (), None, (), ()).pixels
 
 
 @pytest.mark.parametrize(("shares", "cuts", "published"), [
@@ -232,3 +238,17 @@ def test_no_figures_where_nothing_is_run() -> None:
     after = run_passes(tiny_vlm(), [PruneVisualTokens()], verify=False)
     assert "visual_tokens" not in after.history[0].details
     assert visual_tokens(after.report) is None
+
+
+def test_pictures_are_grey_or_coloured_and_fit_a_page() -> None:
+    grey = np.array([[[-1.0, 0.0], [1.0, -1.0]]], np.float32)
+    shown = pixels_of(displayable(grey))
+    assert shown.tolist() == [[[0] * 3, [128] * 3], [[255] * 3, [0] * 3]]
+    large = np.zeros((3, 1025, 600), np.float32)
+    assert pixels_of(displayable(large)).shape == (342, 200, 3)
+    assert (pixels_of(displayable(large)) == 128).all()
+
+
+@pytest.mark.parametrize("values", [np.zeros((2, 4, 4)), np.full((3, 4, 4), np.nan)])
+def test_what_is_no_picture_is_left_out(values: Any) -> None:
+    assert displayable(values.astype(np.float32)) is None

@@ -46,7 +46,9 @@ from optimize.recipes.zoo.find_the_digit_judge import (
     localization_score,
     recognition_score,
 )
+from optimize.recipes.zoo.find_the_digit_prompts import WORDS, find_the_digit_program
 from optimize.recipes.zoo.train_find_the_digit import FinderOptions, covered, finder_loss, train
+from optimize.runtime import load
 
 VISUAL = 144
 
@@ -323,3 +325,19 @@ def test_a_cells_label_covers_its_tokens() -> None:
     grid = covered(labels, 2)[0].reshape(2 * CELLS, 2 * CELLS)
     assert grid[0, :5].tolist() == [0, 0, 1, 1, 2]
     assert grid[:5, 0].tolist() == [0, 0, 6, 6, 12]
+
+
+def test_a_question_in_words_is_answered_in_words(tmp_path):
+    program = find_the_digit_program()
+    program.export(tmp_path / "bundle")
+    session = load(tmp_path / "bundle", threads=1)
+    scenes = held_out_scenes(load_digits_data().held_out, 0, 20)
+    pictures = [(pixels[0].numpy() + 1) / 2 for pixels in scenes.pixels]
+    prompts = [f"find {digit} end" for digit in scenes.digits.tolist()]
+    found = session(prompt=prompts, image=[picture[..., None] for picture in pictures])
+    right = sum(
+        text == f"row{cell // 6} column{cell % 6}"
+        for text, cell in zip(found["text"], scenes.asked.tolist(), strict=True)
+    )
+    assert right >= 16
+    assert len(WORDS) == VOCABULARY
