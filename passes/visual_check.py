@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from optimize.ir.builder import Builder, fake_mode_of
+from optimize.ir.builder import Builder, builder_with_inputs
 from optimize.ir.graph import Graph, shape
 from optimize.ir.image_span import ImageSpan
 from optimize.ir.program import Program
@@ -99,8 +99,7 @@ def _misplaced(kept: Sequence[NDArray[np.int64]]) -> int:
 
 def _with_key_masks(graph: Graph, cuts: Sequence[int]) -> Graph:
     """The prefill with masks of keys `keys_1` [B, S] … as inputs, each from its cut on."""
-    builder = Builder(fake_mode_of(graph))
-    arguments = {name: builder.input(name, graph.node(name).meta["val"]) for name in graph.inputs}
+    builder, arguments = builder_with_inputs(graph)
     sites = [node for node in graph.graph.nodes if node.target is SDPA]
     batch, _, length, _ = shape(cast(fx.Node, sites[0].args[0]))
     inputs = [

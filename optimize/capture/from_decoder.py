@@ -109,7 +109,7 @@ def capture_decoder(
             features = _add_vision(parts.vision, parts.image_shape, decoder, graphs, weights)
         prompt = _trace_prompt(decoder, loop, features)
         token = _trace_token(decoder, loop)
-    capacity = _capacity(decoder, loop)
+    capacity = loop.rows(decoder.image_tokens)
     prefill, layers = with_cache_outputs(_merged(prompt, weights), capacity)
     graphs["prefill"] = with_last_row_only(prefill)
     graphs["decode"] = with_caches(_merged(token, weights), capacity)
@@ -124,10 +124,6 @@ def capture_decoder(
         layers=layers,
     )
     return decode_program(graphs, weights, decoding)
-
-
-def _capacity(decoder: Decoder, loop: DecodeLoop) -> int:
-    return loop.max_prompt + decoder.image_tokens + loop.max_new_tokens
 
 
 def _check_parts(parts: LanguageModel) -> None:
@@ -149,7 +145,7 @@ def _check_parts(parts: LanguageModel) -> None:
 
 
 def _check_size(decoder: Decoder, parts: LanguageModel, loop: DecodeLoop) -> None:
-    rows, most = _capacity(decoder, loop), decoder.max_positions
+    rows, most = loop.rows(decoder.image_tokens), decoder.max_positions
     if rows > most:
         raise InputModelError(
             f"DecodeLoop: found max_prompt {loop.max_prompt} + {decoder.image_tokens} image tokens "
@@ -186,9 +182,10 @@ def _add_vision(
     dtype = next((item.dtype for item in vision.parameters()), torch.float32)
     device = next((item.device for item in vision.parameters()), torch.device("cpu"))
     pixels = torch.zeros(BATCH, *image_shape, dtype=torch.float32, device=device)
-    traced = trace(
-        _Pixels(vision, dtype), {"pixel_values": pixels}, ("image_features",), BATCH, True
-    )
+    with evaluation_mode(vision):
+        traced = trace(
+            _Pixels(vision, dtype), {"pixel_values": pixels}, ("image_features",), BATCH, True
+        )
     (node,) = traced.graph.output_nodes().values()
     found = tuple(node.meta["val"].shape)
     if len(found) != 3 or found[1] != decoder.image_tokens:

@@ -8,10 +8,8 @@ be loaded without them.
 """
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import nn
 from optimize.capture.decoder import with_decoder
 from optimize.capture.families import Family, family_of
 from optimize.capture.from_denoiser import capture
+from optimize.capture.hub_source import cannot_be_loaded, folder_or_hub_id
 from optimize.capture.scheduler import DiffusersSchedule, schedule_of
 from optimize.capture.transformer_calls import Size
 from optimize.ir.denoise import DenoiseLoop
@@ -125,17 +124,7 @@ def load_pipeline(source: str | os.PathLike[str]) -> Any:
         InputModelError: neither a pipeline folder nor a hub id.
         ResourceError: diffusers is not installed, or the pipeline cannot be had.
     """
-    text, folder = os.fspath(source), Path(source).expanduser()
-    if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text):
-        raise InputModelError(
-            f"model {text}: found no such folder, expected a folder with model_index.json or a hub "
-            "id (owner/name); save the pipeline with pipeline.save_pretrained(folder)"
-        )
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise InputModelError(
-            f"model {text}: found a folder without model_index.json, expected a diffusers "
-            "pipeline; save it with pipeline.save_pretrained(folder)"
-        )
+    name = folder_or_hub_id(source, "model_index.json", "a diffusers pipeline", "pipeline")
     try:
         from diffusers import DiffusionPipeline
     except ImportError as error:
@@ -144,13 +133,9 @@ def load_pipeline(source: str | os.PathLike[str]) -> Any:
         ) from error
     try:
         load: Any = DiffusionPipeline.from_pretrained
-        return load(str(folder) if folder.is_dir() else text)
+        return load(name)
     except (OSError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ResourceError(
-            f"model {text}: cannot be loaded: {lines[0]}; download it where there is a network and "
-            "pass its folder"
-        ) from error
+        raise cannot_be_loaded(source, error) from error
 
 
 def size_of(

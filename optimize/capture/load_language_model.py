@@ -1,12 +1,11 @@
 """Loads a transformers language model with its tokenizer and processor."""
 
 import os
-import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from optimize.capture.hub_source import cannot_be_loaded, first_line, folder_or_hub_id
 from optimize.ir.errors import InputModelError
 from optimize.runtime.errors import ResourceError
 
@@ -41,30 +40,16 @@ def load_language_model(source: Any) -> LoadedLanguageModel:
             f"model: found {type(source).__name__}, expected a transformers model, its folder, or "
             "a hub id (owner/name)"
         )
-    text, folder = os.fspath(source), Path(source).expanduser()
-    if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text):
-        raise InputModelError(
-            f"model {text}: found no such folder, expected a folder with config.json or a hub id "
-            "(owner/name); save the model with model.save_pretrained(folder)"
-        )
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise InputModelError(
-            f"model {text}: found a folder without config.json, expected a transformers model; "
-            "save it with model.save_pretrained(folder)"
-        )
-    name = str(folder) if folder.is_dir() else text
+    name = folder_or_hub_id(source, "config.json", "a transformers model", "model")
     try:
         return _load(name)
     except ImportError as error:
         raise ResourceError(
-            f"model {text}: a library it needs is not installed ({_first_line(error)}); pip "
-            "install 'optimize[compile,hf]'"
+            f"model {os.fspath(source)}: a library it needs is not installed "
+            f"({first_line(error)}); pip install 'optimize[compile,hf]'"
         ) from error
     except (OSError, ValueError) as error:
-        raise ResourceError(
-            f"model {text}: cannot be loaded: {_first_line(error)}; download it where there is a "
-            "network and pass its folder"
-        ) from error
+        raise cannot_be_loaded(source, error) from error
 
 
 def _load(name: str) -> LoadedLanguageModel:
@@ -101,8 +86,3 @@ def _has(name: str, files: tuple[str, ...]) -> bool:
         cached_file(name, file, _raise_exceptions_for_missing_entries=False) is not None
         for file in files
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]

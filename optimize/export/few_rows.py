@@ -1,18 +1,13 @@
 """Whether a graph multiplies its weights with few rows at a time, as decoding does."""
 
-from typing import cast
-
 from torch import fx
 
 from optimize.ir.graph import Graph, hint, numel, shape
-from optimize.ir.node_arguments import short_name
+from optimize.ir.node_arguments import product_of
 from optimize.ir.spec import traced_sizes
 
 FEW = 8
 """Most rows, for one sample, for which ONNX Runtime is much faster with repacked weights."""
-
-PRODUCTS = {"linear": 0, "matmul": 0, "mm": 0, "addmm": 1}
-"""Product → which argument its rows come from; the next one is the matrix."""
 
 
 def has_few_rows(graph: Graph) -> bool:
@@ -24,10 +19,10 @@ def has_few_rows(graph: Graph) -> bool:
 
 def _rows(graph: Graph, node: fx.Node) -> int:
     """Rows that a node multiplies with a weight matrix; 0 if it does not."""
-    place = PRODUCTS.get(short_name(node)) if node.op == "call_function" else None
-    if place is None:
+    product = product_of(node)
+    if product is None:
         return 0
-    left, right = (cast(fx.Node, node.args[place + offset]) for offset in (0, 1))
+    left, right = product
     if right.name not in graph.weights or len(shape(right)) != 2:
         return 0
     return numel(shape(left)) // hint(shape(left)[-1])

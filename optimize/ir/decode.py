@@ -61,6 +61,10 @@ class DecodeLoop:
     pad_token: int | None = None
     sampling: Sampling | None = None
 
+    def rows(self, image_tokens: int) -> int:
+        """Most rows of a sequence: those of the longest prompt, of its image, of the answer."""
+        return self.max_prompt + image_tokens + self.max_new_tokens
+
     def __post_init__(self) -> None:
         for name in ("max_prompt", "max_new_tokens"):
             count = getattr(self, name)
@@ -109,4 +113,4 @@ class Decoding:
     @property
     def capacity(self) -> int:
         """Rows of a cache that nothing is pruned from."""
-        return self.loop.max_prompt + self.image_tokens + self.loop.max_new_tokens
+        return self.loop.rows(self.image_tokens)

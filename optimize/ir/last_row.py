@@ -15,11 +15,10 @@ from torch import fx
 
 from optimize.ir.axes import Axes, Axis, source_line
 from optimize.ir.axis_rules import infer_axes
-from optimize.ir.builder import Builder, fake_mode_of
+from optimize.ir.builder import Builder, builder_with_inputs
 from optimize.ir.graph import Graph
-from optimize.ir.row_pruning import GATHER
-from optimize.ir.row_rewrite import RowRewrite
-from optimize.ir.token_axis import SDPA, CannotSubset
+from optimize.ir.row_rewrite import GATHER, RowRewrite
+from optimize.ir.token_axis import SDPA, CannotSubset, ancestors
 
 
 def with_last_row_only(graph: Graph) -> Graph:
@@ -32,8 +31,7 @@ def with_last_row_only(graph: Graph) -> Graph:
     """
     sites = [node for node in graph.graph.nodes if node.target is SDPA]
     last = [node for node in graph.graph.nodes if node.target is GATHER][-1]
-    builder = Builder(fake_mode_of(graph))
-    arguments = {name: builder.input(name, graph.node(name).meta["val"]) for name in graph.inputs}
+    builder, arguments = builder_with_inputs(graph)
     rewrite = _LastRow(graph, infer_axes(graph), sites[-1], last, builder, arguments)
     return builder.finish(rewrite.copy_all(), graph.dimensions)
 
@@ -58,13 +56,11 @@ class _LastRow(RowRewrite):
 
     def copy_all(self) -> dict[str, fx.Node]:
         """Copies every node, the index first."""
-        early = _needed(self.index)
-        nodes = [node for node in self.graph.graph.nodes if node.op != "output"]
-        for node in sorted(nodes, key=lambda node: (node.op != "placeholder", node not in early)):
-            if node.op == "placeholder":
-                self._placeholder(node)
-            else:
-                self._node(node)
+        early = ancestors(self.index)
+        nodes = self.graph.graph.nodes
+        self.copy_nodes(
+            sorted(nodes, key=lambda node: (node.op != "placeholder", node not in early))
+        )
         return {name: self.mapping[node] for name, node in self.graph.output_nodes().items()}
 
     def _node(self, node: fx.Node) -> None:
@@ -85,15 +81,3 @@ class _LastRow(RowRewrite):
         raise CannotSubset(
             f"node {node.name} ({source_line(node)}) is read by an op that needs all rows"
         )
-
-
-def _needed(node: fx.Node) -> set[fx.Node]:
-    """A node and everything it is computed from."""
-    found = {node}
-    stack = [node]
-    while stack:
-        for item in stack.pop().all_input_nodes:
-            if item not in found:
-                found.add(item)
-                stack.append(item)
-    return found

@@ -10,7 +10,7 @@ from torch import fx
 from optimize.ir.axes import Axes, Axis
 from optimize.ir.errors import InputModelError
 from optimize.ir.graph import Graph, tensor_inputs
-from optimize.ir.token_axis import SDPA, descendants
+from optimize.ir.token_axis import SDPA, ancestors, descendants
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def decoder_layers(graph: Graph, axes: Axes, output: str = "logits") -> tuple[La
 def _birth(graph: Graph, axes: Axes, rows: Axis, site: fx.Node) -> fx.Node:
     """The one node that makes the rows: the embeddings, text and image joined."""
     query = cast(fx.Node, site.args[0])
-    before = ancestors(query)
+    before = ancestors(query, sizes=False)
     born = [
         node
         for node in graph.graph.nodes
@@ -99,20 +99,9 @@ def _is_real(node: fx.Node) -> bool:
 def _from_weights_alone(graph: Graph, node: fx.Node) -> bool:
     """Whether a node is computed from weights and sizes only, as tables of positions are."""
     return not any(
-        item.op == "placeholder" and item.name not in graph.weights for item in ancestors(node)
+        item.op == "placeholder" and item.name not in graph.weights
+        for item in ancestors(node, sizes=False)
     )
-
-
-def ancestors(node: fx.Node) -> set[fx.Node]:
-    """A node and everything that it is computed from, sizes left out."""
-    found = {node}
-    stack = [node]
-    while stack:
-        for item in stack.pop().all_input_nodes:
-            if item not in found and not isinstance(item.meta.get("val"), torch.SymInt):
-                found.add(item)
-                stack.append(item)
-    return found
 
 
 def _chain(dominators: dict[fx.Node, fx.Node], source: fx.Node, node: fx.Node) -> list[fx.Node]:

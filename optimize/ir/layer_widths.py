@@ -4,25 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
 
-import torch
 from torch import fx
 
 from optimize.ir.axis_rules import infer_axes
 from optimize.ir.graph import Graph, hint, shape
-from optimize.ir.layer_inputs import Layer, ancestors, decoder_layers
-from optimize.ir.token_axis import descendants
-
-aten = torch.ops.aten
-
-ACTIVATION = {
-    aten.linear.default: 0,
-    aten.matmul.default: 0,
-    aten.mm.default: 0,
-    aten.addmm.default: 1,
-}
-"""Product with a matrix of weights → which argument the rows are."""
+from optimize.ir.layer_inputs import Layer, decoder_layers
+from optimize.ir.node_arguments import product_of
+from optimize.ir.token_axis import ancestors, descendants
 
 
 @dataclass(frozen=True)
@@ -55,13 +44,13 @@ def layer_widths(graph: Graph) -> LayerWidths | None:
 
 def _widths(layer: Layer, following: Layer) -> LayerWidths | None:
     after = descendants(layer.hidden)
-    before = ancestors(following.hidden)
+    before = ancestors(following.hidden, sizes=False)
     products = [
         node
         for node in layer.hidden.graph.nodes
         if node in after and node in before and _has_weights(node, after)
     ]
-    attention = ancestors(layer.site) | _first_products(layer.site, products)
+    attention = ancestors(layer.site, sizes=False) | _first_products(layer.site, products)
     perceptron = [_matrix(node) for node in products if node not in attention]
     width = hint(shape(layer.hidden)[-1])
     if not perceptron:
@@ -73,14 +62,15 @@ def _widths(layer: Layer, following: Layer) -> LayerWidths | None:
 
 def _has_weights(node: fx.Node, after: set[fx.Node]) -> bool:
     """Whether a node multiplies rows of the layer with something that is not of the layer."""
-    place = ACTIVATION.get(node.target)  # type: ignore[call-overload]
-    return place is not None and node.args[place] in after and node.args[place + 1] not in after
+    product = product_of(node)
+    return product is not None and product[0] in after and product[1] not in after
 
 
 def _matrix(product: fx.Node) -> tuple[int, int]:
     """How many values go into a product and come out of it, per row."""
-    rows = cast(fx.Node, product.args[ACTIVATION[product.target]])  # type: ignore[index]
-    return hint(shape(rows)[-1]), hint(shape(product)[-1])
+    found = product_of(product)
+    assert found is not None
+    return hint(shape(found[0])[-1]), hint(shape(product)[-1])
 
 
 def _first_products(site: fx.Node, products: Sequence[fx.Node]) -> set[fx.Node]:

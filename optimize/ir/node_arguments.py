@@ -26,6 +26,18 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
     return node.kwargs.get(name, default)
 
 
+PRODUCTS = {"linear": 0, "matmul": 0, "mm": 0, "addmm": 1}
+"""Matrix product → which argument its rows come from; the next one is the matrix."""
+
+
+def product_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The rows and the matrix that a node multiplies; None if it does not."""
+    place = PRODUCTS.get(short_name(node)) if node.op == "call_function" else None
+    if place is None:
+        return None
+    return cast(fx.Node, node.args[place]), cast(fx.Node, node.args[place + 1])
+
+
 def first_input(node: fx.Node) -> fx.Node:
     """The first argument, a node."""
     return cast(fx.Node, node.args[0])

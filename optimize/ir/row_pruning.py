@@ -21,16 +21,14 @@ import torch
 from torch import fx
 
 from optimize.ir.axes import Axes, Axis, source_line
-from optimize.ir.builder import Builder, fake_mode_of
+from optimize.ir.builder import Builder, builder_with_inputs
 from optimize.ir.graph import Graph
 from optimize.ir.key_value_slots import padded
 from optimize.ir.layer_inputs import Layer
-from optimize.ir.row_rewrite import RowRewrite
+from optimize.ir.row_rewrite import GATHER, RowRewrite
 from optimize.ir.token_axis import SDPA, CannotSubset, mask_of
-from optimize.kernels.gather_rows import schema as _gather_schema  # noqa: F401  registers the op
 
 aten = torch.ops.aten
-GATHER = torch.ops.optimize.gather_rows.default
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,7 @@ def with_rows_dropped(
     Raises:
         CannotSubset: an op needs all rows of the sequence.
     """
-    builder = Builder(fake_mode_of(graph))
-    arguments = {name: builder.input(name, graph.node(name).meta["val"]) for name in graph.inputs}
+    builder, arguments = builder_with_inputs(graph)
     rewrite = _RowPruning(graph, axes, layers[layer], builder, arguments, choose)
     outputs = rewrite.copy_all()
     kept = rewrite.kept
@@ -98,7 +95,9 @@ class _RowPruning(RowRewrite):
     ) -> None:
         self.cut = layer.hidden
         self.choose = choose
-        self._gathered: dict[tuple[fx.Node, int, int], fx.Node] = {}
+        # Index of the original graph → the same rows' places among the kept ones.
+        self._places: dict[fx.Node, fx.Node] = {}
+        self._keys: fx.Node | None = None
         rows = axes.of(cast(fx.Node, layer.site.args[0]))[-2]
         super().__init__(graph, axes, rows, 0, builder, arguments)
 
@@ -107,11 +106,7 @@ class _RowPruning(RowRewrite):
 
     def copy_all(self) -> dict[str, fx.Node]:
         """Copies every node; outputs that hold rows are left to the caller."""
-        for node in self.graph.graph.nodes:
-            if node.op == "placeholder":
-                self._placeholder(node)
-            elif node.op == "call_function":
-                self._node(node)
+        self.copy_nodes(self.graph.graph.nodes)
         return {
             name: self.mapping[node]
             for name, node in self.graph.output_nodes().items()
@@ -139,38 +134,20 @@ class _RowPruning(RowRewrite):
     def _new_places(self, node: fx.Node) -> fx.Node:
         """Where the rows that an index [B, M] names stand now; they must have been kept."""
         old = self.mapping[cast(fx.Node, node.args[1])]
-        key = (old, 0, 0)
-        if key in self._gathered:
-            return self._gathered[key]
+        if old in self._places:
+            return self._places[old]
         mine = self.builder.call(aten.unsqueeze.default, self.kept.index, 1)
         wanted = self.builder.call(aten.unsqueeze.default, old, 2)
         same = self.builder.call(aten.eq.Tensor, mine, wanted)
         whole = self.builder.call(aten._to_copy.default, same, dtype=torch.int64)
-        self._gathered[key] = self.builder.call(aten.argmax.default, whole, -1)
-        return self._gathered[key]
+        self._places[old] = self.builder.call(aten.argmax.default, whole, -1)
+        return self._places[old]
 
     def take(
         self, node: fx.Node, whole: fx.Node, dimension: int, rank: int, batch: Axis
     ) -> fx.Node:
         """Gathers each sample's rows along one dimension."""
-        missing = rank - whole.meta["val"].ndim
-        if dimension + missing == 0:
-            missing += 1
-        key = (whole, dimension, missing)
-        if key not in self._gathered:
-            value = whole
-            for _ in range(missing):
-                value = self.builder.call(aten.unsqueeze.default, value, 0)
-            first = value.meta["val"].shape[0]
-            if str(first) not in ("1", str(self.kept.index.meta["val"].shape[0])):
-                raise CannotSubset(
-                    f"node {node.name} ({source_line(node)}) has first dimension {first}, expected "
-                    "the batch"
-                )
-            self._gathered[key] = self.builder.call(
-                GATHER, value, self.kept.index, dimension + missing
-            )
-        return self._gathered[key]
+        return self.gathered(node, whole, self.kept.index, dimension, rank)
 
     def completed(self, node: fx.Node, attention: bool) -> fx.Node:
         raise CannotSubset(
@@ -195,9 +172,8 @@ class _RowPruning(RowRewrite):
 
     def _valid_keys(self) -> fx.Node:
         """[B, 1, 1, S'] bool: the rows that are no padding."""
-        key = (self.kept.used, 0, 0)
-        if key not in self._gathered:
+        if self._keys is None:
             numbers = self.builder.call(aten.arange.default, self.kept.rows)
             ends = self.builder.call(aten.view.default, self.kept.used, [-1, 1, 1, 1])
-            self._gathered[key] = self.builder.call(aten.lt.Tensor, numbers, ends)
-        return self._gathered[key]
+            self._keys = self.builder.call(aten.lt.Tensor, numbers, ends)
+        return self._keys

@@ -11,7 +11,7 @@ composite; the other parts are always whole.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import torch
@@ -24,8 +24,10 @@ from optimize.ir.graph import Graph, tensor_inputs
 from optimize.ir.node_arguments import argument
 from optimize.ir.row_sizes import RowSizes
 from optimize.ir.token_axis import SDPA, CannotSubset, descendants, is_attention, mask_of
+from optimize.kernels.gather_rows import schema as _gather_schema  # noqa: F401  registers the op
 
 aten = torch.ops.aten
+GATHER = torch.ops.optimize.gather_rows.default
 
 
 class RowRewrite(ABC):
@@ -58,6 +60,7 @@ class RowRewrite(ABC):
         # Nodes of the original graph whose copies hold the wanted rows only.
         self.active: set[fx.Node] = set()
         self._whole: dict[fx.Node, fx.Node] = {}
+        self._gathered: dict[tuple[fx.Node, fx.Node, int, int], fx.Node] = {}
 
     def births(self) -> set[fx.Node]:
         """Nodes at which rows are taken, if the axis is born there: what the latent makes."""
@@ -81,17 +84,52 @@ class RowRewrite(ABC):
     def completed(self, node: fx.Node, attention: bool) -> fx.Node:
         """The whole tensor of an active node; `attention` where it holds keys or values."""
 
-    def copy_all(self) -> dict[str, fx.Node]:
-        """Copies every node; returns output name → node, the outputs as whole tensors."""
-        for node in self.graph.graph.nodes:
+    def copy_nodes(self, nodes: Iterable[fx.Node]) -> None:
+        """Copies nodes of the graph, in an order in which each comes behind its inputs."""
+        for node in nodes:
             if node.op == "placeholder":
                 self._placeholder(node)
             elif node.op == "call_function":
                 self._node(node)
+
+    def copy_all(self) -> dict[str, fx.Node]:
+        """Copies every node; returns output name → node, the outputs as whole tensors."""
+        self.copy_nodes(self.graph.graph.nodes)
         return {
             name: self.complete(node) if node in self.active else self.mapping[node]
             for name, node in self.graph.output_nodes().items()
         }
+
+    def gathered(
+        self, node: fx.Node, whole: fx.Node, index: fx.Node, dimension: int, rank: int
+    ) -> fx.Node:
+        """Each sample's rows along one dimension, after adding leading dimensions up to `rank`.
+
+        Args:
+            node: of the original graph.
+            whole: its copy, with all rows.
+            index: [B, M] int64, each sample's rows.
+            dimension: where the rows are.
+            rank: dimensions of the tensor that the result is broadcast against.
+        Raises:
+            CannotSubset: the first dimension is neither 1 nor the batch.
+        """
+        missing = rank - whole.meta["val"].ndim
+        if dimension + missing == 0:
+            missing += 1
+        key = (whole, index, dimension, missing)
+        if key not in self._gathered:
+            value = whole
+            for _ in range(missing):
+                value = self.builder.call(aten.unsqueeze.default, value, 0)
+            first, batch = value.meta["val"].shape[0], index.meta["val"].shape[0]
+            if str(first) not in ("1", str(batch)):
+                raise CannotSubset(
+                    f"node {node.name} ({source_line(node)}) has first dimension {first}, expected "
+                    "the batch; tokens with another leading dimension are not supported"
+                )
+            self._gathered[key] = self.builder.call(GATHER, value, index, dimension + missing)
+        return self._gathered[key]
 
     def complete(self, node: fx.Node, attention: bool = False) -> fx.Node:
         """The whole tensor of an active node; the same one when asked for again."""

@@ -21,12 +21,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from optimize.ir.axes import Axes, Axis, source_line
+from optimize.ir.axes import Axes, Axis
 from optimize.ir.builder import Builder
-from optimize.ir.graph import Graph, Size
+from optimize.ir.graph import Graph
 from optimize.ir.row_rewrite import RowRewrite
-from optimize.ir.token_axis import CannotSubset
-from optimize.kernels.gather_rows import schema as _gather_schema  # noqa: F401
 from optimize.kernels.scatter_rows import schema as _scatter_schema  # noqa: F401
 
 aten = torch.ops.aten
@@ -90,7 +88,6 @@ class RowSubset(RowRewrite):
         self.index = index
         self.caches: list[Cache] = []
         self.updated: dict[str, fx.Node] = {}
-        self._gathered: dict[tuple[Any, ...], fx.Node] = {}
         self._indices: dict[tuple[Any, ...], fx.Node] = {}
 
     def run(self) -> Subset:
@@ -101,30 +98,9 @@ class RowSubset(RowRewrite):
     def take(
         self, node: fx.Node, whole: fx.Node, dimension: int, rank: int, batch: Axis
     ) -> fx.Node:
-        """Gathers along one dimension, after adding leading dimensions up to `rank`."""
+        """Gathers along one dimension."""
         index = self._index(self.axes.of(node)[dimension], batch)
-        missing = rank - whole.meta["val"].ndim
-        if dimension + missing == 0:
-            missing += 1
-        key = (whole, index, dimension, missing)
-        if key not in self._gathered:
-            value = whole
-            for _ in range(missing):
-                value = self.builder.call(aten.unsqueeze.default, value, 0)
-            first = value.meta["val"].shape[0]
-            if not (isinstance(first, int) and first == 1) and not self._same_size(first, index):
-                raise CannotSubset(
-                    f"node {node.name} ({source_line(node)}) has first dimension {first}, expected "
-                    "the batch; tokens with another leading dimension are not supported"
-                )
-            self._gathered[key] = self.builder.call(
-                torch.ops.optimize.gather_rows.default, value, index, dimension + missing
-            )
-        return self._gathered[key]
-
-    def _same_size(self, size: Size, index: fx.Node) -> bool:
-        expected = index.meta["val"].shape[0]
-        return str(size) == str(expected)
+        return self.gathered(node, whole, index, dimension, rank)
 
     def _index(self, axis: Axis, batch: Axis) -> fx.Node:
         """The wanted rows within an axis that is or contains the token axis, [B, rows] int64.

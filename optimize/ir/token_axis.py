@@ -80,6 +80,19 @@ def mask_of(node: fx.Node) -> fx.Node | None:
     return mask
 
 
+def ancestors(node: fx.Node, *, sizes: bool = True) -> set[fx.Node]:
+    """A node and everything it is computed from; `sizes` says whether sizes count."""
+    found = {node}
+    stack = [node]
+    while stack:
+        for item in stack.pop().all_input_nodes:
+            counts = sizes or not isinstance(item.meta.get("val"), torch.SymInt)
+            if item not in found and counts:
+                found.add(item)
+                stack.append(item)
+    return found
+
+
 def descendants(node: fx.Node) -> set[fx.Node]:
     """A node and everything computed from it."""
     found = {node}
