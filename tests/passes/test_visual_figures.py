@@ -39,7 +39,7 @@ def share_cut(before: list[float], after: list[float]) -> float:
 def request(text: int = 9, **fields: Any) -> dict[str, Any]:
     generator = np.random.default_rng(3)
     return {
-        "input_ids": generator.integers(3, 90, (1, text)),
+        "input_ids": generator.integers(3, 49, (1, text)),
         "pixel_values": generator.normal(size=(1, 3, IMAGE, IMAGE)).astype(np.float32),
         "seed": 0,
         **fields,
