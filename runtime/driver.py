@@ -4,7 +4,7 @@ The driver moves handles between state slots and engine calls; it never looks in
 flags of `Repeat.until`, appended results and the final results are copied to the host.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimize.runtime import philox
-from optimize.runtime.loop import Binding, Call, Loop, Repeat, Slot, size_of
+from optimize.runtime.loop import Binding, Call, Destination, Loop, Repeat, Slot, size_of
 
 Handle = Any
 """An engine's own array type; only the engine that made it may use it."""
@@ -44,6 +44,44 @@ TableRows = dict[tuple[str, int, int | None], Handle]
 """Table, first row and number of rows → what an engine uploaded of them."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one call appended to a result.
+
+    Attributes:
+        array: [B, ...]; with `counts` [B, S, ...].
+        counts: [B], how many elements of each sample count; None for the array as it is.
+        fill: what stands behind the elements of a shorter sample.
+    """
+
+    array: NDArray[Any]
+    counts: NDArray[Any] | None = None
+    fill: int = 0
+
+    def of_sample(self, sample: int) -> NDArray[Any]:
+        """The elements of one sample, [n, ...]."""
+        if self.counts is None:
+            return self.array[sample : sample + 1]
+        row: NDArray[Any] = self.array[sample, : self.counts[sample]]
+        return row
+
+
+def joined(parts: Sequence[Part]) -> NDArray[Any]:
+    """The parts of a result one after another in its second dimension."""
+    if all(part.counts is None for part in parts):
+        return np.stack([part.array for part in parts], axis=min(1, parts[0].array.ndim))
+    samples = [
+        np.concatenate([part.of_sample(sample) for part in parts])
+        for sample in range(len(parts[0].array))
+    ]
+    longest = max((len(sample) for sample in samples), default=0)
+    shape = (len(samples), longest, *parts[0].array.shape[2:])
+    result = np.full(shape, parts[0].fill, parts[0].array.dtype)
+    for row, sample in zip(result, samples, strict=True):
+        row[: len(sample)] = sample
+    return result
+
+
 @dataclass
 class Run:
     """One execution of a loop. Make a new one for each request.
@@ -61,7 +99,7 @@ class Run:
     seed: int
     progress: Progress | None = None
     rows: TableRows = field(default_factory=dict)
-    appended: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
+    appended: dict[str, list["Part"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._noise = {noise.name: noise for noise in self.loop.noise}
@@ -91,12 +129,10 @@ class Run:
     def results(self) -> dict[str, NDArray[Any]]:
         """The results on the host.
 
-        The parts [B, ...] of an appended one lie in its second dimension: [B, parts, ...].
+        The parts [B, ...] of an appended one lie in its second dimension: [B, parts, ...]; where
+        parts have counts, the elements of each sample do, one after another.
         """
-        results = {
-            name: np.stack(parts, axis=min(1, parts[0].ndim))
-            for name, parts in self.appended.items()
-        }
+        results = {name: joined(parts) for name, parts in self.appended.items()}
         for name, slot in self.loop.results.items():
             results[name] = self.engine.download(self._state[slot])
         return results
@@ -163,7 +199,7 @@ class Run:
             return self.engine.upload(given, noise.dtype)
         shape = self._shape(noise.shape)
         draws = [
-            philox.normal_batch(self.seed, noise.name, each, shape) * noise.scale
+            philox.batch(self.seed, noise.name, each, shape, noise.distribution) * noise.scale
             for each in range(step, step + (binding.steps or 1))
         ]
         return self.engine.upload(
@@ -203,7 +239,7 @@ class Run:
         buffers = {name: spare.pop(slot, None) for name, slot in route.to_state}
         for name, slot in route.in_place:
             buffers[name] = state[slot]
-        for name, _ in route.to_result:
+        for name in route.to_result:
             buffers[name] = route.copied.get(name)
         outputs = self.engine.run(call.graph, inputs, buffers)
         for name, slot in (*route.to_state, *route.in_place):
@@ -211,9 +247,11 @@ class Run:
             if old is not value:
                 spare[slot] = old
                 state[slot] = value
-        for name, result in route.to_result:
+        for name, to in route.to_result.items():
             route.copied[name] = outputs[name]
-            self.appended.setdefault(result, []).append(self.engine.download(outputs[name]))
+            counts = None if to.counts is None else self.engine.download(outputs[to.counts])
+            part = Part(self.engine.download(outputs[name]), counts, to.fill)
+            self.appended.setdefault(to.append or name, []).append(part)
         return bool(route.to_result)
 
 
@@ -235,7 +273,7 @@ class _Route:
     from_elsewhere: tuple[tuple[str, Binding], ...]
     to_state: tuple[tuple[str, str], ...]
     in_place: tuple[tuple[str, str], ...]
-    to_result: tuple[tuple[str, str], ...]
+    to_result: dict[str, Destination]
     copied: dict[str, Handle] = field(default_factory=dict)
 
     @staticmethod
@@ -247,5 +285,5 @@ class _Route:
             from_elsewhere=tuple((n, b) for n, b in inputs if b.source != "state"),
             to_state=tuple((n, s) for n, s in written if not slots[s].in_place),
             in_place=tuple((n, s) for n, s in written if slots[s].in_place),
-            to_result=tuple((n, d.append) for n, d in call.outputs.items() if d.append is not None),
+            to_result={n: d for n, d in call.outputs.items() if d.append is not None},
         )

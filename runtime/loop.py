@@ -36,6 +36,10 @@ DType = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "
 
 STEP_RANGES = "step_ranges"
 """The feature of loops whose calls take the rows of several steps."""
+RAGGED_RESULTS = "ragged_results"
+"""The feature of loops whose calls append a number of elements that differs by sample."""
+UNIFORM_NOISE = "uniform_noise"
+"""The feature of loops that draw uniform numbers."""
 
 
 class Data(BaseModel):
@@ -66,15 +70,23 @@ class Destination(Data):
     """Where an output goes: replaces a state slot, or is appended to a result.
 
     The parts [B, ...] of an appended result come back as [B, parts, ...].
+
+    `counts`: another output of the call, [B] int64. Of the part [B, S, ...] the first counts[b]
+    elements of sample b are appended; the result comes back as [B, longest, ...].
+    `fill`: what stands behind the elements of a sample that has fewer than the longest.
     """
 
     state: Identifier | None = None
     append: Identifier | None = None
+    counts: Identifier | None = None
+    fill: int = 0
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "Destination":
         if (self.state is None) == (self.append is None):
             raise ValueError("a destination has exactly one of `state` and `append`")
+        if self.append is None and self.counts is not None:
+            raise ValueError("a destination that is a state slot has no `counts`")
         return self
 
 
@@ -101,7 +113,9 @@ class Slot(Data):
 
 
 class Noise(Data):
-    """Standard normal numbers times `scale`, drawn anew for each step from (seed, name, step).
+    """Random numbers times `scale`, drawn anew for each step from (seed, name, step).
+
+    Standard normal ones, or uniform ones in (0, 1).
 
     A request may give the array itself under the same name; it is then used as it is: the same at
     every step or, with `steps`, an array [steps, *shape] with one draw per step.
@@ -112,6 +126,7 @@ class Noise(Data):
     shape: tuple[Dimension, ...]
     scale: float = 1.0
     steps: int | None = Field(default=None, ge=1, le=1_000_000)
+    distribution: Literal["normal", "uniform"] = "normal"
 
 
 class Call(Data):
@@ -120,6 +135,16 @@ class Call(Data):
     graph: Identifier
     inputs: dict[Identifier, Binding]
     outputs: dict[Identifier, Destination]
+
+    @model_validator(mode="after")
+    def _counts_are_outputs(self) -> "Call":
+        for name, to in self.outputs.items():
+            if to.counts is not None and to.counts not in self.outputs:
+                raise ValueError(
+                    f"output {name!r} counts its elements by {to.counts!r}, which is not among the "
+                    f"outputs {sorted(self.outputs)}"
+                )
+        return self
 
 
 class Repeat(Data):
@@ -206,7 +231,13 @@ def features(loop: Loop) -> tuple[str, ...]:
         or any(noise.steps is not None for noise in loop.noise)
         or any(item.stride != 1 for item in repeats(loop.body))
     )
-    return (STEP_RANGES,) if ranges else ()
+    written = [to for call in calls(loop.body) for to in call.outputs.values()]
+    needed = {
+        STEP_RANGES: ranges,
+        RAGGED_RESULTS: any(to.counts is not None for to in written),
+        UNIFORM_NOISE: any(noise.distribution == "uniform" for noise in loop.noise),
+    }
+    return tuple(name for name, is_needed in needed.items() if is_needed)
 
 
 def repeats(body: tuple[Call | Repeat, ...]) -> list[Repeat]:

@@ -18,7 +18,9 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from optimize.runtime.errors import CorruptBundle, UnsafeBundle, VersionError
 from optimize.runtime.loop import (
+    RAGGED_RESULTS,
     STEP_RANGES,
+    UNIFORM_NOISE,
     Data,
     Identifier,
     Loop,
@@ -30,8 +32,8 @@ from optimize.runtime.loop import (
 from optimize.runtime.prompting import Prompting, prompting_problems
 from optimize.runtime.tensors import strict_json
 
-FORMAT_MAJOR, FORMAT_MINOR = 1, 2
-FEATURES = frozenset({STEP_RANGES})
+FORMAT_MAJOR, FORMAT_MINOR = 1, 3
+FEATURES = frozenset({STEP_RANGES, RAGGED_RESULTS, UNIFORM_NOISE})
 """The values of `required_features` that this version has."""
 
 FORMAT = "optimize-bundle"

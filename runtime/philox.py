@@ -7,6 +7,7 @@ Box-Muller transform in float64, not from a library's sampler whose stream may c
 """
 
 import hashlib
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +47,15 @@ def normal(seed: int, slot: str, step: int, sample: int, count: int) -> NDArray[
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
 
-def normal_batch(seed: int, slot: str, step: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Draws standard normal numbers of `shape`; the first dimension is the sample index."""
+DRAWS: Mapping[str, Callable[..., NDArray[np.float64]]] = {"normal": normal, "uniform": uniform}
+"""Name of a distribution → what draws from it."""
+
+
+def batch(
+    seed: int, slot: str, step: int, shape: tuple[int, ...], distribution: str = "normal"
+) -> NDArray[np.float64]:
+    """Draws numbers of `shape`; the first dimension is the sample index."""
     count = int(np.prod(shape[1:], dtype=np.int64))
-    samples = [normal(seed, slot, step, sample, count) for sample in range(shape[0])]
+    draw = DRAWS[distribution]
+    samples = [draw(seed, slot, step, sample, count) for sample in range(shape[0])]
     return np.stack(samples).reshape(shape) if samples else np.zeros(shape)

@@ -3,11 +3,12 @@
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 from optimize.runtime.bundle import Bundle, native_files, open_bundle
 from optimize.runtime.detokenizing import TextStream
-from optimize.runtime.driver import Progress, Run, TableRows
+from optimize.runtime.driver import Part, Progress, Run, TableRows, joined
 from optimize.runtime.errors import (
     ResourceError,
     RuntimeInputError,
@@ -117,7 +118,9 @@ class Session:
         """Runs the loop and gives what it makes while it runs.
 
         After a prompt these are pieces of its answer; together they are its text. Otherwise these
-        are the parts [B, ...] of the result that grows, such as the tokens int64 [B] of each step.
+        are the parts [B, ...] of the result that grows, such as the tokens int64 [B] of each step;
+        where a step makes different numbers of tokens, int64 [B, most], -1 behind those of a sample
+        that got fewer.
         Closing the iterator early ends the request and frees its memory.
 
         Args:
@@ -132,13 +135,12 @@ class Session:
         if prompter is not None:
             asked.one()
             grows = tuple(name for name in grows if name == prompter.prompting.result)
-        if len(grows) != 1:
+        if not grows:
             raise RuntimeInputError(
-                f"stream: found {', '.join(grows) or 'no result'} growing step by step, expected "
-                "one; call the session instead"
+                "stream: found no result growing step by step; call the session instead"
             )
         parts = _parts(self._run(asked.fields, seed, progress), grows[0])
-        return parts if prompter is None else _pieces(parts, prompter.stream())
+        return map(_array, parts) if prompter is None else _pieces(parts, prompter.stream())
 
     def _asked(self, request: Mapping[str, Any]) -> Asked:
         if self._prompter is None:
@@ -185,7 +187,7 @@ class Session:
         return f"Session({', '.join(self.manifest.graphs)}; {state})"
 
 
-def _parts(run: Run, result: str) -> Iterator[Any]:
+def _parts(run: Run, result: str) -> Iterator[Part]:
     """What is appended to a result, part by part."""
     seen = 0
     for _ in run.steps():
@@ -194,11 +196,19 @@ def _parts(run: Run, result: str) -> Iterator[Any]:
         seen = len(parts)
 
 
-def _pieces(parts: Iterator[Any], text: TextStream) -> Iterator[str]:
-    """The text of the tokens int64 [1], until one of them ends the answer."""
+def _array(part: Part) -> Any:
+    """A part as streaming hands it on."""
+    return part.array if part.counts is None else joined([replace(part, fill=-1)])
+
+
+def _pieces(parts: Iterator[Part], text: TextStream) -> Iterator[str]:
+    """The text of the tokens of a single sample, until one of them ends the answer."""
     for part in parts:
-        if piece := text.push(int(part[0])):
-            yield piece
+        for token in part.of_sample(0):
+            if piece := text.push(int(token)):
+                yield piece
+            if text.finished:
+                break
         if text.finished:
             break
     if piece := text.rest():

@@ -76,7 +76,7 @@ def mean_reverting_steps(count: int) -> list[Step]:
 
 def draw_noise(seed: int, slot: str, step: int, like: torch.Tensor) -> torch.Tensor:
     """Standard normal noise of the shape of `like`, float32: what a program draws for that slot."""
-    return torch.from_numpy(philox.normal_batch(seed, slot, step, tuple(like.shape))).float()
+    return torch.from_numpy(philox.batch(seed, slot, step, tuple(like.shape))).float()
 
 
 @torch.no_grad()

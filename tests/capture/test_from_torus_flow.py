@@ -61,10 +61,10 @@ def program() -> Program:
 
 def drawn_noise(seed: int, batch: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """The prior's mean and the noise of each step, as the driver draws them."""
-    mean = philox.normal_batch(seed, "mean", 0, (batch, ATOMS, 2)) * UNIFORM_SCALE
+    mean = philox.batch(seed, "mean", 0, (batch, ATOMS, 2)) * UNIFORM_SCALE
     shape = (batch, LOOP.steps - 1, ATOMS, 2)
     steps = range(LOOP.steps)
-    return mean, [philox.normal_batch(seed, "observation_noise", i, shape) for i in steps]
+    return mean, [philox.batch(seed, "observation_noise", i, shape) for i in steps]
 
 
 def deviations(noise: np.ndarray) -> np.ndarray:
@@ -126,7 +126,7 @@ def test_last_prediction_is_the_result(program):
 def test_belief_has_the_law_of_the_observations(program, step):
     """A belief around the data 0.9: E exp(i k mean) and E c^2 have closed forms."""
     count = 40_000
-    noise = philox.normal_batch(3, "law", step, (count, LOOP.steps - 1, 1, 1))
+    noise = philox.batch(3, "law", step, (count, LOOP.steps - 1, 1, 1))
     row = program.tables["accuracies"][step - 1]
     given = np.full((count, 1, 1), 0.9)
     found = run_solver(program, prediction=given, observation_noise=noise, accuracies=row)

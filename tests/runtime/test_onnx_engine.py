@@ -146,7 +146,7 @@ def test_a_run_pauses_after_each_appended_part():
     driver = appending()
     seen = []
     for _ in driver.steps():
-        seen.append([part[0] for part in driver.appended["trace"]])
+        seen.append([part.array[0] for part in driver.appended["trace"]])
     assert seen == [[1.0], [1.0, 4.0], [1.0, 4.0, 9.0]]
     assert driver.results()["trace"].shape == (4, 3)
 
