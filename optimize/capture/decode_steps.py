@@ -12,6 +12,7 @@ from torch import nn
 from optimize.ir.decode import PROMPT_POSITIONS, DecodeLoop, Sampling
 from optimize.kernels.gather_rows import gather_rows
 
+ROWS_OUTPUTS = ("logits",)
 STEP_OUTPUTS = ("token", "tokens", "rows", "remaining", "finished")
 """The token is both the next step's input and part of the result."""
 PROMPT_OUTPUTS = (*STEP_OUTPUTS, "logits")
@@ -125,6 +126,28 @@ class TokenStep(nn.Module):
         remaining = remaining - 1
         finished = finished | self.choose.stops(chosen) | (remaining <= 0)
         return chosen, chosen, rows + 1, remaining, finished
+
+
+class Rows(nn.Module):
+    """The decoder over rows of one sequence, each seeing those before it and itself."""
+
+    def __init__(self, decoder: Decoder, position_axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.module = decoder
+        self.position_axes = position_axes
+
+    def forward(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        """Tokens and their positions [B, S] → logits [B, S, V]; the mask is a mark."""
+        decoder: Any = self.module
+        batch, rows = input_ids.shape
+        logits = decoder(
+            input_ids=input_ids,
+            position_ids=positions.expand(*self.position_axes, batch, rows),
+            attention_mask=attention_mask.expand(batch, 1, rows, rows),
+        )
+        return (logits,)
 
 
 class Choice(nn.Module):

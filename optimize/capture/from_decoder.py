@@ -22,13 +22,20 @@ from optimize.capture.check_model import check_finite, check_module
 from optimize.capture.decode_loop import decode_program
 from optimize.capture.decode_steps import (
     PROMPT_OUTPUTS,
+    ROWS_OUTPUTS,
     STEP_OUTPUTS,
     Decoder,
     PromptStep,
+    Rows,
     TokenStep,
 )
 from optimize.capture.from_module import MAX_BATCH, NamedSize, Traced, evaluation_mode, trace
-from optimize.capture.key_value_cache import MASK, with_cache_outputs, with_caches
+from optimize.capture.key_value_cache import (
+    MASK,
+    with_cache_outputs,
+    with_caches,
+    without_mask,
+)
 from optimize.ir.decode import DecodeLoop, Decoding
 from optimize.ir.errors import InputModelError
 from optimize.ir.graph import Graph
@@ -109,6 +116,7 @@ def capture_decoder(
             features = _add_vision(parts.vision, parts.image_shape, decoder, graphs, weights)
         prompt = _trace_prompt(decoder, loop, features)
         token = _trace_token(decoder, loop)
+        rows = _trace_rows(decoder)
     capacity = loop.rows(decoder.image_tokens)
     prefill, layers = with_cache_outputs(_merged(prompt, weights), capacity)
     graphs["prefill"] = with_last_row_only(prefill)
@@ -123,7 +131,8 @@ def capture_decoder(
         vocabulary=decoder.vocabulary,
         layers=layers,
     )
-    return decode_program(graphs, weights, decoding)
+    program = decode_program(graphs, weights, decoding)
+    return replace(program, decoder=without_mask(_merged(rows, weights)))
 
 
 def _check_parts(parts: LanguageModel) -> None:
@@ -241,6 +250,19 @@ def _trace_token(decoder: Any, loop: DecodeLoop) -> Traced:
         **_sampling_examples(loop, device),
     }
     return trace(TokenStep(decoder, loop, axes).eval(), arguments, STEP_OUTPUTS, BATCH, True)
+
+
+def _trace_rows(decoder: Any) -> Traced:
+    device = next(decoder.parameters()).device
+    axes = tuple(decoder.prompt_positions(EXAMPLE_PROMPT).shape[:-2])
+    whole = torch.zeros(BATCH, EXAMPLE_PROMPT, dtype=torch.int64, device=device)
+    arguments = {
+        "input_ids": whole,
+        "positions": whole.clone(),
+        MASK: torch.ones(BATCH, 1, 1, 1, dtype=torch.bool, device=device),
+    }
+    sizes = {"rows": NamedSize("input_ids", 1, 2, decoder.max_positions, ("positions",))}
+    return trace(Rows(decoder, axes).eval(), arguments, ROWS_OUTPUTS, BATCH, True, MAX_BATCH, sizes)
 
 
 def _sampling_examples(loop: DecodeLoop, device: torch.device) -> dict[str, torch.Tensor]:

@@ -35,12 +35,14 @@ class NamedSize:
     Attributes:
         argument, dimension: where it is seen.
         smallest, largest: its range.
+        others: further arguments that have it in the same dimension.
     """
 
     argument: str
     dimension: int
     smallest: int
     largest: int
+    others: tuple[str, ...] = ()
 
 
 def prepare(model: Any, example_inputs: Any) -> dict[str, Any]:
@@ -154,8 +156,9 @@ def trace(
             {0: size} if tensor.ndim and tensor.shape[0] == batch else {} for tensor in flat.tensors
         )
         for name, item in (sizes or {}).items():
-            where = shapes[flat.names.index(item.argument)]
-            where[item.dimension] = torch.export.Dim(name, min=item.smallest, max=item.largest)
+            named = torch.export.Dim(name, min=item.smallest, max=item.largest)
+            for argument in (item.argument, *item.others):
+                shapes[flat.names.index(argument)][item.dimension] = named
         try:
             exported = _export(flat, (shapes,))
         except torch._dynamo.exc.UserError as error:

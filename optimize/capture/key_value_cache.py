@@ -1,5 +1,6 @@
 """Gives the self-attention sites of a decoder traced without a cache explicit cache states.
 
+    rows       sdpa(q, k, v, mask)    ───▶    sdpa(q, k, v, is_causal=True)
     prefill    sdpa(q, k, v, mask)    ───▶    sdpa(q, k, v, is_causal=True);  key_0 = pad(k), …
     decode     sdpa(q, k, v, mask)    ───▶    cached_attention(q, k, v, key_0, value_0, rows)
 
@@ -31,6 +32,20 @@ MOVES = ("expand", "slice", "alias", "view", "clone", "contiguous", "to", "_to_c
 
 Attend = Callable[..., fx.Node]
 """(builder, site number, whether it is causal, arguments of the site) → the node in its place."""
+
+
+def without_mask(graph: Graph) -> Graph:
+    """A decoder over the rows of one sequence, whose sites are causal by themselves.
+
+    Raises:
+        InputModelError: as `with_cache_outputs`.
+    """
+
+    def attend(builder: Builder, site: int, causal: bool, *args: Any, **kwargs: Any) -> fx.Node:
+        given = {name: kwargs[name] for name in ("scale", "enable_gqa") if name in kwargs}
+        return builder.call(SDPA, *args[:3], None, 0.0, True, **given)
+
+    return _rewritten(graph, attend, {})[0]
 
 
 def with_cache_outputs(graph: Graph, capacity: int) -> tuple[Graph, int]:
@@ -105,7 +120,7 @@ def _rewritten(graph: Graph, attend: Attend, outputs: dict[str, fx.Node]) -> tup
     instead: dict[fx.Node, Callable[..., fx.Node]] = {
         node: _keys_alone for node in graph.node(MASK).users if _adds_keys(node)
     }
-    batched = arguments["lengths" if "lengths" in arguments else "rows"]
+    batched = next(iter(arguments.values()))
     for node in graph.node(MASK).users:
         if node.target is aten.sym_size.int and node.args[1] == 0:
             instead[node] = lambda mask, dimension: builder.call(

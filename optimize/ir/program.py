@@ -45,6 +45,9 @@ class Program:
         description: what the user said about the loop; passes make new schedules from it.
         decoding: of a program that generates tokens, with the roles "prefill", "decode" and, where
             there is an image, "vision".
+        decoder: of a program that generates tokens, its decoder without caches: tokens and their
+            positions [B, S] → logits of every row, each seeing those before it. The loop does not
+            call it; passes make graphs from it.
         plan: which body of the loop each step runs; None runs "step" at every step.
         history: one record per pass.
         notes: facts found at capture that a user should know, such as "batch is fixed at 2".
@@ -59,6 +62,7 @@ class Program:
     signature: Signature
     description: DenoiseLoop | None = None
     decoding: Decoding | None = None
+    decoder: Graph | None = None
     plan: StepPlan | None = None
     history: tuple[Record, ...] = ()
     notes: tuple[str, ...] = ()

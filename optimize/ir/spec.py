@@ -36,7 +36,8 @@ def check_program(program: Program, after: str = "capture") -> None:
         PassError: naming pass, graph, node, what was found and what was expected.
     """
     problems = list(loop_problems(program))
-    for role, graph in program.graphs.items():
+    uncalled = {} if program.decoder is None else {"decoder": program.decoder}
+    for role, graph in {**uncalled, **program.graphs}.items():
         problems += [f"graph {role!r}: {problem}" for problem in _problems(graph)]
         problems += [f"graph {role!r}: {problem}" for problem in _weight_problems(graph, program)]
     _raise(problems, after)
