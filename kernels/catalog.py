@@ -9,6 +9,7 @@ from optimize.kernels.gather_rows import onnx_lowering as gather_rows
 from optimize.kernels.scatter_rows import onnx_lowering as scatter_rows
 from optimize.kernels.solver_step import onnx_lowering as solver_step
 from optimize.kernels.tile_attention import onnx_lowering as tile_attention
+from optimize.kernels.tree_attention import onnx_lowering as tree_attention
 
 ONNX_LOWERINGS: Mapping[str, Callable[..., Any]] = {
     "optimize::cached_attention": cached_attention.lower,
@@ -17,4 +18,5 @@ ONNX_LOWERINGS: Mapping[str, Callable[..., Any]] = {
     "optimize::scatter_rows": scatter_rows.lower,
     "optimize::solver_step": solver_step.lower,
     "optimize::tile_attention": tile_attention.lower,
+    "optimize::tree_attention": tree_attention.lower,
 }

@@ -6,12 +6,12 @@ Its CPU kernel takes several new rows for a batch of 1 only. They, and other pre
 standard ops: ScatterND, a mask, Attention.
 """
 
-from optimize.kernels.onnx_ops import OnnxOps, Value
+from optimize.kernels.onnx_ops import OnnxOps, Size, Value
 from optimize.kernels.scatter_rows import onnx_lowering as scatter_rows
 
 GROUPED = ("float32", "float16")
-INT32 = 6
-"""The ONNX number of int32."""
+INT32, BOOL = 6, 9
+"""ONNX's numbers of dtypes."""
 
 
 def lower(
@@ -23,23 +23,41 @@ def lower(
     value_cache: Value,
     lengths: Value,
     scale: float | None = None,
+    sees: Value | None = None,
 ) -> tuple[Value, ...]:
     """Returns the attended rows and both caches."""
     count = ops.sizes(query)[2]
     widths = [ops.sizes(item)[3] for item in (query, value)]
-    if count == 1 and ops.dtype(query) in GROUPED and widths[0] == widths[1]:
+    alone = sees is None and count == 1
+    if alone and ops.dtype(query) in GROUPED and widths[0] == widths[1]:
         return _grouped(ops, query, key, value, key_cache, value_cache, lengths, scale)
     new = ops.range(count)
     rows = ops.op("Add", ops.op("Unsqueeze", lengths, ops.integers([1])), new)
     keys = scatter_rows.scatter(ops, key_cache, rows, count, key, 2)
     values = scatter_rows.scatter(ops, value_cache, rows, count, value, 2)
     columns = ops.range(ops.sizes(key_cache)[2])
-    last = ops.op("Unsqueeze", rows, ops.integers([1, 3]))  # [B, 1, S, 1]
-    seen = ops.op("LessOrEqual", columns, last)
+    if sees is None:
+        last = ops.op("Unsqueeze", rows, ops.integers([1, 3]))  # [B, 1, S, 1]
+        seen = ops.op("LessOrEqual", columns, last)
+    else:
+        seen = _seen(ops, columns, lengths, count, sees)
     # An attribute would have the scale in single precision.
     scale = widths[0] ** -0.5 if scale is None else scale
     scaled = ops.op("Mul", query, ops.number_like(scale, query))
     return ops.op("Attention", scaled, keys, values, seen, scale=1.0), keys, values
+
+
+def _seen(ops: OnnxOps, columns: Value, lengths: Value, count: Size, sees: Value) -> Value:
+    """[B, 1, S, L]: the old rows, and of the new ones those that each sees."""
+    place = ops.op("Sub", columns, ops.op("Unsqueeze", lengths, ops.integers([1])))
+    # A column of true before the new rows and one of false behind them.
+    true = ops.op("Expand", ops.op("Cast", ops.integers([1]), to=BOOL), ops.shape([count, 1]))
+    table = ops.op("Concat", true, sees, ops.op("Not", true), axis=1)
+    last = ops.op("Unsqueeze", ops.shape([count]), ops.integers([0]))
+    inside = ops.op("Min", ops.op("Max", place, ops.integers([-1])), last)
+    index = ops.op("Add", inside, ops.integers([1]))
+    gathered = ops.op("Gather", table, index, axis=1)  # [S, B, L]
+    return ops.op("Unsqueeze", ops.op("Transpose", gathered, perm=[1, 0, 2]), ops.integers([1]))
 
 
 def _grouped(

@@ -11,8 +11,9 @@ def reference(
     value_cache: torch.Tensor,
     lengths: torch.Tensor,
     scale: float | None = None,
+    sees: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Writes the new rows behind the old ones; each sees those before it and itself."""
+    """Writes the new rows behind the old ones; each sees what is before it or what it is told."""
     keys, values = key_cache.clone(), value_cache.clone()
     scale = query.shape[3] ** -0.5 if scale is None else scale
     shared = query.shape[1] // key.shape[1]
@@ -22,8 +23,10 @@ def reference(
             end = length + row + 1
             keys[sample, :, end - 1] = key[sample, :, row]
             values[sample, :, end - 1] = value[sample, :, row]
-            seen_keys = keys[sample, :, :end].repeat_interleave(shared, 0)
-            seen_values = values[sample, :, :end].repeat_interleave(shared, 0)
+            new = range(row + 1) if sees is None else sees[row].nonzero()[:, 0].tolist()
+            seen = [*range(length), *(length + item for item in new)]
+            seen_keys = keys[sample, :, seen].repeat_interleave(shared, 0)
+            seen_values = values[sample, :, seen].repeat_interleave(shared, 0)
             scores = (seen_keys @ query[sample, :, row, :, None])[..., 0] * scale
             weights = scores.softmax(-1)
             result[sample, :, row] = (weights[:, None] @ seen_values)[:, 0]

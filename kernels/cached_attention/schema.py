@@ -16,11 +16,12 @@ def cached_attention(
     value_cache: torch.Tensor,
     lengths: torch.Tensor,
     scale: float | None = None,
+    sees: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attention of S new rows over the cached rows, causal among themselves.
+    """Attention of S new rows over the cached rows and themselves.
 
     Each sample has its own number of cached rows. The new keys and values are written behind them;
-    new row i of sample b sees the rows up to lengths[b] + i.
+    new row i of sample b sees the rows up to lengths[b] + i, or what `sees` says.
 
     Args:
         query: [B, N, S, D], any float dtype.
@@ -30,12 +31,15 @@ def cached_attention(
         value_cache: [B, G, L, Dv].
         lengths: [B] int64, each in [0, L - S].
         scale: what the scores are multiplied by; None for 1 / sqrt(D).
+        sees: [S, S] bool, whether new row i sees new row j, such as those of a tree see their
+            ancestors; each sees itself. None for causal.
     Returns:
         [B, N, S, Dv], and the caches with the new rows.
     Raises:
         ValueError: shapes or dtypes do not fit, or a cache is full.
     """
-    _check(query, key, value, key_cache, value_cache, lengths)
+    check_attention("cached_attention", query, key, value, key_cache, value_cache, lengths)
+    _check_new(query, key, sees)
     count, capacity = query.shape[2], key_cache.shape[2]
     ends = lengths + count
     longest = int(ends.max())
@@ -48,6 +52,11 @@ def cached_attention(
     keys, values = _written(key_cache, key, rows), _written(value_cache, value, rows)
     columns = torch.arange(longest, device=lengths.device)
     seen = columns <= rows[:, None, :, None]  # [B, 1, S, longest]
+    if sees is not None:
+        place = columns - lengths[:, None]  # [B, longest] of a column among the new rows
+        among = sees[:, torch.clamp(place, 0, count - 1)].transpose(0, 1)  # [B, S, longest]
+        old, new = place < 0, place < count
+        seen = (old[:, None] | (among & new[:, None]))[:, None]
     result = scaled_dot_product_attention(
         query,
         keys[:, :, :longest],
@@ -77,8 +86,10 @@ def _(
     value_cache: torch.Tensor,
     lengths: torch.Tensor,
     scale: float | None = None,
+    sees: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    _check(query, key, value, key_cache, value_cache, lengths)
+    check_attention("cached_attention", query, key, value, key_cache, value_cache, lengths)
+    _check_new(query, key, sees)
     result = query.new_empty(*query.shape[:3], value.shape[3])
     return result, torch.empty_like(key_cache), torch.empty_like(value_cache)
 
@@ -97,7 +108,21 @@ def _flops(
     return 2 * batch * heads * count * cache.shape[2] * (width + value.shape[3])
 
 
-def _check(
+def _check_new(query: torch.Tensor, key: torch.Tensor, sees: torch.Tensor | None) -> None:
+    count = query.shape[2]
+    if not may_equal(key.shape[2], count):
+        raise ValueError(
+            f"cached_attention: found {key.shape[2]} new keys for {count} rows, expected as many"
+        )
+    if sees is not None and (sees.dtype != torch.bool or tuple(sees.shape) != (count, count)):
+        raise ValueError(
+            f"cached_attention: found sees of shape {list(sees.shape)} and dtype {sees.dtype}, "
+            f"expected {[count, count]} bool"
+        )
+
+
+def check_attention(
+    op: str,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -105,24 +130,29 @@ def _check(
     value_cache: torch.Tensor,
     lengths: torch.Tensor,
 ) -> None:
+    """Checks shapes and dtypes of rows that attend to a cache and to new keys [B, G, T, D].
+
+    Raises:
+        ValueError: in the name of `op`.
+    """
     if query.dim() != 4 or not query.dtype.is_floating_point:
         raise ValueError(
-            f"cached_attention: found query of shape {list(query.shape)} and dtype {query.dtype}, "
+            f"{op}: found query of shape {list(query.shape)} and dtype {query.dtype}, "
             "expected [B, N, S, D] of a float dtype"
         )
     if lengths.dim() != 1 or lengths.dtype != torch.int64:
         raise ValueError(
-            f"cached_attention: found lengths of shape {list(lengths.shape)} and dtype "
+            f"{op}: found lengths of shape {list(lengths.shape)} and dtype "
             f"{lengths.dtype}, expected [B] int64"
         )
-    batch, heads, count, width = query.shape
+    batch, heads, _, width = query.shape
     groups = key.shape[1] if key.dim() == 4 else 0
     if not groups or heads % groups:
         raise ValueError(
-            f"cached_attention: found key of shape {list(key.shape)} for {heads} query heads, "
-            "expected [B, G, S, D] with G a divisor of the query heads"
+            f"{op}: found key of shape {list(key.shape)} for {heads} query heads, "
+            "expected [B, G, T, D] with G a divisor of the query heads"
         )
-    capacity, value_width = key_cache.shape[2], value.shape[-1]
+    count, capacity, value_width = key.shape[2], key_cache.shape[2], value.shape[-1]
     for name, tensor, shape in (
         ("key", key, (batch, groups, count, width)),
         ("value", value, (batch, groups, count, value_width)),
@@ -131,16 +161,14 @@ def _check(
     ):
         if tensor.dtype != query.dtype:
             raise ValueError(
-                f"cached_attention: found {name} of dtype {tensor.dtype}, expected {query.dtype} "
-                "as query has"
+                f"{op}: found {name} of dtype {tensor.dtype}, expected {query.dtype} as query has"
             )
-        if tensor.dim() != 4 or not all(map(_may_equal, tensor.shape, shape)):
+        if tensor.dim() != 4 or not all(map(may_equal, tensor.shape, shape)):
             raise ValueError(
-                f"cached_attention: found {name} of shape {list(tensor.shape)}, "
-                f"expected {list(shape)}"
+                f"{op}: found {name} of shape {list(tensor.shape)}, expected {list(shape)}"
             )
 
 
-def _may_equal(found: int | torch.SymInt, size: int | torch.SymInt) -> bool:
-    # Sizes a request decides are compared when the op runs, not when it is traced.
+def may_equal(found: int | torch.SymInt, size: int | torch.SymInt) -> bool:
+    """Whether two sizes can be equal: those a request decides are compared when the op runs."""
     return not (isinstance(found, int) and isinstance(size, int)) or found == size

@@ -56,7 +56,22 @@ def test_rows_behind_the_length_are_not_read():
     torch.testing.assert_close(cached_attention(*spoiled)[0], cached_attention(*case)[0])
 
 
+TREE = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]]).bool()
+"""Two branches behind the first row, one of them of two rows."""
+
+
+def test_rows_see_what_they_are_told():
+    case = _case(4, 2, 4, 8, 20, dtype=torch.float64)
+    found, expected = cached_attention(*case, 0.5, TREE), reference(*case, 0.5, TREE)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    causal = torch.ones(4, 4).tril().bool()
+    assert torch.equal(cached_attention(*case, 0.5, causal)[0], cached_attention(*case, 0.5)[0])
+    assert not torch.allclose(found[0], cached_attention(*case, 0.5)[0])
+
+
 def test_opcheck():
+    torch.library.opcheck(cached_attention, (*_case(4, 2, 4, 8, 9), None, TREE))
     torch.library.opcheck(cached_attention, _case(4, 2, 2, 8, 7))
 
 
@@ -72,6 +87,8 @@ def test_opcheck():
         ({"value_cache": torch.zeros(3, 2, 4, 16)}, "found value_cache of shape \\[3, 2, 4, 16\\]"),
         ({"value": torch.zeros(3, 2, 1, 16).double()}, "found value of dtype torch.float64"),
         ({"query": torch.zeros(3, 4, 16)}, "expected \\[B, N, S, D\\]"),
+        ({"sees": torch.ones(2, 2).bool()}, "expected \\[1, 1\\] bool"),
+        ({"query": torch.zeros(3, 4, 2, 16)}, "found 1 new keys for 2 rows"),
     ],
 )
 def test_refuses_what_does_not_fit(changed, message):
@@ -105,3 +122,25 @@ def test_onnx_lowering_equals_the_op_for_any_batch(sizes, dtype):
             end = length + sizes[2]
             for ours, theirs in zip(found[1:], expected[1:], strict=True):
                 np.testing.assert_array_equal(ours[sample, :, :end], theirs[sample, :, :end])
+
+
+class _AttendTree(torch.nn.Module):
+    def forward(self, **case):
+        return cached_attention(**case, scale=0.3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_onnx_lowering_of_a_tree(dtype):
+    names = (*NAMES, "sees")
+    arguments = dict(zip(names, (*_case(4, 2, 4, 8, 20, dtype=dtype), TREE), strict=True))
+    traced = trace(_AttendTree(), arguments, ("out", "keys", "values"), 3, True)
+    model = graph_to_onnx(traced.graph, "attend", {}).model
+    session = ort.InferenceSession(model.SerializeToString())
+    for batch in (1, 4):
+        case = (*_case(4, 2, 4, 8, 20, batch=batch, dtype=dtype), TREE)
+        feeds = {name: item.numpy() for name, item in zip(names, case, strict=True)}
+        wide = [item.double() if item.is_floating_point() else item for item in case[:-1]]
+        expected = reference(*wide, 0.3, TREE)
+        tolerance = 2e-6 if dtype == torch.float32 else 1e-12
+        found = session.run(None, feeds)[0]
+        np.testing.assert_allclose(found, expected[0].numpy(), rtol=tolerance, atol=tolerance)
