@@ -23,7 +23,7 @@ def lower(
     batch, heads, count, width = ops.sizes(query)
     groups, capacity, value_width = ops.sizes(key)[1], *ops.sizes(value_cache)[2:]
     total = ops.sizes(key)[2]
-    scale = float(width) ** -0.5 if scale is None else scale  # type: ignore[arg-type]
+    scale = float(width) ** -0.5 if scale is None else scale
     scaled = ops.op("Mul", query, ops.number_like(scale, query))
     is_shared = heads != groups
 

@@ -16,7 +16,6 @@ from optimize.runtime.loop import (
     Binding,
     Call,
     Destination,
-    Dimension,
     Input,
     Loop,
     Noise,
@@ -25,30 +24,47 @@ from optimize.runtime.loop import (
     Slot,
 )
 
-BATCH: tuple[Dimension, ...] = ("batch",)
+BEFORE = ("vision", "prefill", "draft_prefill")
+"""Roles of the graphs that run once, on the prompt, in order."""
+
+DISTRIBUTIONS: dict[str, Literal["normal", "uniform"]] = {
+    "noise": "normal",
+    "uniforms": "uniform",
+    "draft_uniforms": "uniform",
+}
+"""Inputs of graphs that are drawn at each step, and from which distribution."""
+
+COUNTS = "emitted"
+"""Output [B] of graphs whose tokens are [B, S]: how many of them count."""
 
 
 def decode_program(
     graphs: Mapping[str, Graph],
     weights: Mapping[str, torch.Tensor],
     decoding: Decoding,
+    each: str = "decode",
 ) -> Program:
-    """The program whose graphs "vision", "prefill" and "decode" generate tokens.
+    """The program whose graphs generate tokens: those of `BEFORE`, then the others in turns.
 
-    Every step of the loop is one token; the first is the prefill's. It ends when all samples are
-    finished.
+    The first step is the prefill. Each other step makes one token, or several where graphs have an
+    output "emitted". The loop ends when all samples are finished.
+
+    Args:
+        graphs: role → graph; those that run at each step in their order.
+        each: what the steps behind the prefill are called.
     """
-    calls = {role: _call(role, graph) for role, graph in graphs.items()}
-    first = tuple(calls[role] for role in ("vision", "prefill") if role in calls)
-    steps = ("prefill",) + ("decode",) * (decoding.loop.max_new_tokens - 1)
-    bodies = {"prefill": first, "decode": (calls["decode"],)}
+    pad = decoding.loop.pad_token or 0
+    calls = {role: _call(role, graph, pad) for role, graph in graphs.items()}
+    bodies = {
+        "prefill": tuple(calls[role] for role in BEFORE if role in calls),
+        each: tuple(call for role, call in calls.items() if role not in BEFORE),
+    }
+    steps = ("prefill",) + (each,) * (decoding.loop.max_new_tokens - 1)
     repeat = Repeat(
         steps=steps, bodies={name: bodies[name] for name in dict.fromkeys(steps)}, until="finished"
     )
-    noise: tuple[Noise, ...] = ()
-    if decoding.loop.sampling is not None:
-        count = decoding.loop.max_new_tokens
-        noise = (Noise(name="noise", dtype="float32", shape=BATCH, steps=count),)
+    noise = _noise(graphs, decoding.loop.max_new_tokens)
+    signature = _signature(graphs, decoding)
     return Program(
         graphs=graphs,
         weights=weights,
@@ -59,7 +75,7 @@ def decode_program(
             results={"logits": "logits"},
         ),
         tables={},
-        signature=_signature(graphs, decoding),
+        signature=signature,
         decoding=decoding,
     )
 
@@ -76,20 +92,46 @@ REQUEST = (
 """Inputs of graphs that a request gives."""
 
 
-def _call(role: str, graph: Graph) -> Call:
+RESULTS = ("tokens", "accepted")
+"""Outputs of graphs that the result is made of, part by part."""
+
+
+def _call(role: str, graph: Graph, pad_token: int) -> Call:
     inputs: dict[str, Binding] = {}
     for name in graph.inputs:
         kind: Literal["request", "state", "noise"] = "state"
         if name in REQUEST:
             kind = "request"
-        elif name == "noise":
+        elif name in DISTRIBUTIONS:
             kind = "noise"
         inputs[name] = Binding(source=kind, name=name)
-    outputs = {
-        name: Destination(append=name) if name == "tokens" else Destination(state=name)
-        for name in graph.outputs
-    }
+    outputs = {name: _destination(graph, name, pad_token) for name in graph.outputs}
     return Call(graph=role, inputs=inputs, outputs=outputs)
+
+
+def _destination(graph: Graph, name: str, pad_token: int) -> Destination:
+    if name not in RESULTS:
+        return Destination(state=name)
+    if name == "tokens" and COUNTS in graph.outputs:
+        return Destination(append=name, counts=COUNTS, fill=pad_token)
+    return Destination(append=name)
+
+
+def _noise(graphs: Mapping[str, Graph], steps: int) -> tuple[Noise, ...]:
+    """What graphs draw at each step."""
+    found: dict[str, Noise] = {}
+    for graph in graphs.values():
+        for name in graph.inputs:
+            if name in DISTRIBUTIONS and name not in found:
+                node = graph.node(name)
+                found[name] = Noise(
+                    name=name,
+                    dtype=DTYPE_NAMES[node.meta["val"].dtype],
+                    shape=dimensions_of(graph, node),
+                    steps=steps,
+                    distribution=DISTRIBUTIONS[name],
+                )
+    return tuple(found.values())
 
 
 def _slots(graphs: Mapping[str, Graph]) -> list[Slot]:
@@ -97,7 +139,7 @@ def _slots(graphs: Mapping[str, Graph]) -> list[Slot]:
     slots: dict[str, Slot] = {}
     for graph in graphs.values():
         for name, node in graph.output_nodes().items():
-            if name != "tokens" and name not in slots:
+            if name not in RESULTS and name not in slots:
                 slots[name] = Slot(
                     name=name,
                     dtype=DTYPE_NAMES[node.meta["val"].dtype],
@@ -137,6 +179,6 @@ def _signature(graphs: Mapping[str, Graph], decoding: Decoding) -> Signature:
         for name in graph.dimensions:
             dimensions[name] = (1, MAX_BATCH)
     dimensions["prompt"] = decoding.prompt_range
-    return Signature(
-        inputs=tuple(fields.values()), dimensions=dimensions, outputs=("tokens", "logits")
-    )
+    made = {name for graph in graphs.values() for name in graph.outputs}
+    outputs = (*(name for name in RESULTS if name in made), "logits")
+    return Signature(inputs=tuple(fields.values()), dimensions=dimensions, outputs=outputs)

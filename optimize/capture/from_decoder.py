@@ -130,6 +130,7 @@ def capture_decoder(
         image_offset=decoder.image_offset,
         vocabulary=decoder.vocabulary,
         layers=layers,
+        position_shift=decoder.position_shift,
     )
     program = decode_program(graphs, weights, decoding)
     return replace(program, decoder=without_mask(_merged(rows, weights)))

@@ -86,6 +86,7 @@ class Decoding:
         image_offset: text tokens of a prompt before the image; 0 without.
         vocabulary: tokens are in [0, vocabulary).
         layers: self-attention sites, in order; site i has the cache slots `key_i` and `value_i`.
+        position_shift: position of a generated token less its row.
     """
 
     loop: DecodeLoop
@@ -94,6 +95,7 @@ class Decoding:
     image_offset: int
     vocabulary: int
     layers: int
+    position_shift: int = 0
 
     def __post_init__(self) -> None:
         if self.attention not in get_args(Attention):

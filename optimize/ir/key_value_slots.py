@@ -11,8 +11,8 @@ from optimize.ir.graph import shape
 
 aten = torch.ops.aten
 
-CACHE = re.compile(r"(key|value)_(\d+)")
-"""Names of the slots of layer i: `key_i` and `value_i`, [B, G, capacity, D]."""
+CACHE = re.compile(r"(?:draft_)?(key|value)_(\d+)")
+"""Names of the slots of layer i, `key_i` and `value_i`, [B, G, capacity, D]; those of a draft too."""
 
 
 def padded(builder: Builder, item: fx.Node, capacity: int) -> fx.Node:
