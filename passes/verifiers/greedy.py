@@ -10,11 +10,18 @@ import torch
 
 from optimize.ir.draft_tree import DraftTree
 from optimize.passes.verifiers.kseq import first_of
-from optimize.passes.verifiers.verifier_base import Rows, Siblings, Verdict, path_to, table
+from optimize.passes.verifiers.verifier_base import (
+    Rows,
+    Siblings,
+    Verdict,
+    Verifier,
+    path_to,
+    table,
+)
 
 
 @dataclass(frozen=True)
-class Greedy:
+class Greedy(Verifier):
     """Any tree; the text is the one the target generates by itself.
 
     `target` may return logits or probabilities, of any dtype; of equal ones the first counts, as
@@ -22,10 +29,14 @@ class Greedy:
     """
 
     name: ClassVar[str] = "greedy"
-    lossy: ClassVar[bool] = False
-    needs_scores: ClassVar[bool] = False
-    siblings: ClassVar[Siblings] = "any"
-    needs_draft: ClassVar[bool] = False
+
+    @property
+    def siblings(self) -> Siblings:
+        return "any"
+
+    @property
+    def needs_draft(self) -> bool:
+        return False
 
     def uniform_count(self, tree: DraftTree) -> int:
         return 0

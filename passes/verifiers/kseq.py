@@ -17,8 +17,8 @@ from optimize.ir.distribution import normalised, pick
 from optimize.ir.draft_tree import DraftTree
 from optimize.passes.verifiers.verifier_base import (
     Rows,
-    Siblings,
     Verdict,
+    Verifier,
     only_chains,
     probability,
 )
@@ -28,17 +28,10 @@ HALVINGS = 50
 
 
 @dataclass(frozen=True)
-class Exact:
+class Exact(Verifier):
     """One draft, token by token; the text has the target's distribution."""
 
     name: ClassVar[str] = "exact"
-    lossy: ClassVar[bool] = False
-    needs_scores: ClassVar[bool] = False
-    siblings: ClassVar[Siblings] = "with_replacement"
-    needs_draft: ClassVar[bool] = True
-
-    def uniform_count(self, tree: DraftTree) -> int:
-        return tree.size
 
     def accepts(self, tree: DraftTree) -> str | None:
         return only_chains(tree, self.name)
@@ -57,17 +50,10 @@ class Exact:
 
 
 @dataclass(frozen=True)
-class KSeq:
+class KSeq(Verifier):
     """Several drafts drawn independently of each other; the text has the target's distribution."""
 
     name: ClassVar[str] = "kseq"
-    lossy: ClassVar[bool] = False
-    needs_scores: ClassVar[bool] = False
-    siblings: ClassVar[Siblings] = "with_replacement"
-    needs_draft: ClassVar[bool] = True
-
-    def uniform_count(self, tree: DraftTree) -> int:
-        return tree.size
 
     def accepts(self, tree: DraftTree) -> str | None:
         if tree.drafts is not None:

@@ -9,9 +9,10 @@ as uniforms in [0, 1). Loops are over levels and drafts only, so they can be rec
 A stop token among the accepted ones is not looked at; the caller ends the text there.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 
@@ -40,35 +41,38 @@ class Verdict(NamedTuple):
     token: torch.Tensor
 
 
-class Verifier(Protocol):
-    """Decides which drafted tokens stay.
+class Verifier(ABC):
+    """Decides which drafted tokens stay. To add one: a subclass, and a line in the catalogue.
 
     Attributes:
         name: as in recipes and reports.
         lossy: whether the text may differ from the target's.
-        siblings: how children of a row have to be drawn.
-        needs_draft: whether it asks for the draft's probabilities.
         needs_scores: whether it asks for scores of the drafted tokens.
     """
 
     name: ClassVar[str]
-    lossy: ClassVar[bool]
-    needs_scores: ClassVar[bool]
+    lossy: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = False
 
     @property
-    def siblings(self) -> Siblings: ...
+    def siblings(self) -> Siblings:
+        """How children of a row have to be drawn."""
+        return "with_replacement"
 
     @property
-    def needs_draft(self) -> bool: ...
+    def needs_draft(self) -> bool:
+        """Whether it asks for the draft's probabilities."""
+        return True
 
     def uniform_count(self, tree: DraftTree) -> int:
         """U, the random numbers of one round and sample."""
-        ...
+        return tree.size
 
+    @abstractmethod
     def accepts(self, tree: DraftTree) -> str | None:
         """Why it cannot verify a tree, or None."""
-        ...
 
+    @abstractmethod
     def verify(
         self,
         tree: DraftTree,
@@ -90,7 +94,6 @@ class Verifier(Protocol):
                 token that follows.
             scores: [B, S], of the tokens in these rows.
         """
-        ...
 
 
 def only_chains(tree: DraftTree, name: str) -> str | None:

@@ -5,15 +5,24 @@ import torch
 
 from optimize.ir.distribution import distribution, draws, draws_without_replacement
 from optimize.ir.draft_tree import CHIMERA_TREE, DraftTree
+from optimize.passes.verifiers.block import Block
 from optimize.passes.verifiers.greedy import Greedy
+from optimize.passes.verifiers.judge import Judge
 from optimize.passes.verifiers.kseq import Exact, KSeq
+from optimize.passes.verifiers.recursive import Recursive
 from tests.passes.verifiers.recorded import recorded
 
 VOCABULARY = 5
+TREE = DraftTree.ranked([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)])
 CASES = {
     "exact": (Exact(), DraftTree.chain(3)),
     "kseq": (KSeq(), DraftTree.independent(3, 2)),
     "greedy": (Greedy(), CHIMERA_TREE),
+    "block": (Block(), DraftTree.chain(3)),
+    "recursive": (Recursive(), TREE),
+    "recursive without replacement": (Recursive(without_replacement=True), TREE),
+    "judge": (Judge(stop_tokens=(0,)), DraftTree.chain(3)),
+    "greedy judge": (Judge(sampled=False), DraftTree.chain(3)),
 }
 
 
