@@ -151,11 +151,17 @@ class Chimera(nn.Module):
             positions: [B, S] int64, of the tokens that the trigrams end with.
             attend: lets the rows see the cached context, their ancestors and themselves.
         """
+        query, key, value = self.project(trigrams, positions)
+        return self.finish(trigrams, attend(query, key, value))
+
+    def project(
+        self, trigrams: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value [B, N, S, D] of draft rows: what of the layer comes before."""
         normed = self._normed(trigrams, self.attention_norm)
         query = self._rotated(self._split(linear(normed, self.query)), positions)
         key = self._rotated(self._split(linear(normed, self.key)), positions)
-        attended = attend(query, key, self._split(linear(normed, self.value)))
-        return self.finish(trigrams, attended)
+        return query, key, self._split(linear(normed, self.value))
 
     def finish(self, trigrams: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Features o [B, S, H]: what of the layer follows its attention [B, N, S, D]."""
