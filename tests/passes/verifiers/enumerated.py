@@ -57,12 +57,19 @@ def all_drafts(tree, p, without_replacement=False):
 
 
 def _sides(bound):
-    """(whether accepted, probability, uniform) on the sides of a threshold that can occur."""
-    bound = min(1.0, bound)
-    if bound > 0:
+    """(whether accepted, probability, uniform) on the sides of a threshold that can occur.
+
+    Where only one side can occur, the uniform is the one nearest to the other.
+    """
+    if bound == 0:
+        yield False, 1.0, 0.0
+    elif bound > 1 + MARGIN:
+        yield True, 1.0, 1 - 2**-53
+    else:
+        bound = min(1.0, bound)
         yield True, bound, bound * (1 - MARGIN)
-    if bound < 1:
-        yield False, 1 - bound, bound + (1 - bound) * MARGIN
+        if bound < 1:
+            yield False, 1 - bound, bound + (1 - bound) * MARGIN
 
 
 def _draws(tree, probabilities):
