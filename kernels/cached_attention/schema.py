@@ -65,7 +65,7 @@ def cached_attention(
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return result.contiguous(), keys, values
+    return rows_together(result), keys, values
 
 
 def _written(cache: torch.Tensor, fresh: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -90,8 +90,13 @@ def _(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     check_attention("cached_attention", query, key, value, key_cache, value_cache, lengths)
     _check_new(query, key, sees)
-    result = query.new_empty(*query.shape[:3], value.shape[3])
+    result = rows_together(query.new_empty(*query.shape[:3], value.shape[3]))
     return result, torch.empty_like(key_cache), torch.empty_like(value_cache)
+
+
+def rows_together(attended: torch.Tensor) -> torch.Tensor:
+    """[B, N, S, D] with the heads of a row side by side in memory, as other attention has them."""
+    return attended.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 @register_flop_formula(torch.ops.optimize.cached_attention, get_raw=True)

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import register_flop_formula
 
-from optimize.kernels.cached_attention.schema import check_attention, may_equal
+from optimize.kernels.cached_attention.schema import check_attention, may_equal, rows_together
 
 
 @torch.library.custom_op("optimize::tree_attention", mutates_args=())
@@ -45,14 +45,15 @@ def tree_attention(
     old = (columns < lengths[:, None])[:, None, None]  # [B, 1, 1, longest]
     batch, count = query.shape[0], query.shape[2]
     seen = torch.cat([old.expand(batch, 1, count, longest), sees.expand(batch, 1, *sees.shape)], -1)
-    return scaled_dot_product_attention(
+    result = scaled_dot_product_attention(
         query,
         torch.cat([key_cache[:, :, :longest], key], 2),
         torch.cat([value_cache[:, :, :longest], value], 2),
         attn_mask=seen,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
-    ).contiguous()
+    )
+    return rows_together(result)
 
 
 @tree_attention.register_fake
@@ -67,7 +68,7 @@ def _(
     scale: float | None = None,
 ) -> torch.Tensor:
     _check(query, key, value, key_cache, value_cache, lengths, sees)
-    return query.new_empty(*query.shape[:3], value.shape[3])
+    return rows_together(query.new_empty(*query.shape[:3], value.shape[3]))
 
 
 @register_flop_formula(torch.ops.optimize.tree_attention, get_raw=True)

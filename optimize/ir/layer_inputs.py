@@ -13,6 +13,10 @@ from optimize.ir.graph import Graph, tensor_inputs
 from optimize.ir.token_axis import SDPA, ancestors, descendants
 
 
+POSITIONS = "positions"
+"""The input of a decoder graph that says where its rows stand."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One self-attention site and the hidden states that it and its residual start from.
@@ -77,8 +81,12 @@ def _birth(graph: Graph, axes: Axes, rows: Axis, site: fx.Node) -> fx.Node:
         and node.meta["val"].ndim == 3
         and _is_real(node)
         and axes.carrying(node, rows)
-        and not any(axes.carrying(item, rows) for item in tensor_inputs(node) if item in before)
-        and not _from_weights_alone(graph, node)
+        and not any(
+            axes.carrying(item, rows)
+            for item in tensor_inputs(node)
+            if item in before and _is_real(item)
+        )
+        and not _says_nothing_of_tokens(graph, node)
     ]
     if len(born) != 1:
         raise InputModelError(
@@ -96,10 +104,10 @@ def _is_real(node: fx.Node) -> bool:
     return isinstance(value, torch.Tensor) and bool(value.is_floating_point())
 
 
-def _from_weights_alone(graph: Graph, node: fx.Node) -> bool:
-    """Whether a node is computed from weights and sizes only, as tables of positions are."""
+def _says_nothing_of_tokens(graph: Graph, node: fx.Node) -> bool:
+    """Whether a node is computed from weights, sizes and positions only, as rotary tables are."""
     return not any(
-        item.op == "placeholder" and item.name not in graph.weights
+        item.op == "placeholder" and item.name not in graph.weights and item.name != POSITIONS
         for item in ancestors(node, sizes=False)
     )
 

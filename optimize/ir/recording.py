@@ -24,10 +24,11 @@ def record(builder: Builder, function: Callable[..., Any], *arguments: Any) -> A
     Args:
         builder: where the nodes go.
         function: of tensors and other values; what it returns may be nested.
-        arguments: nodes stand for the tensors they compute, others are passed as they are.
+        arguments: nodes stand for the tensors they compute, also within lists; others are passed as
+            they are.
     """
     recorder = _Recorder(builder)
-    values = [recorder.entered(item) if isinstance(item, fx.Node) else item for item in arguments]
+    values = pytree.tree_map_only(fx.Node, recorder.entered, arguments)
     with torch.no_grad(), builder.fake_mode, recorder:
         result = function(*values)
     return pytree.tree_map_only(torch.Tensor, recorder.node_of, result)

@@ -191,7 +191,8 @@ class Chimera(nn.Module):
         pieces: dict[str, Callable[..., Any]] = {
             "trigram": self.trigram,
             "context": self.context,
-            "fuse": self.fuse,
+            "project": self.project,
+            "finish": self.finish,
             "logits": self.logits,
             "embed": self.embed,
         }

@@ -1,0 +1,132 @@
+"""Every draft by its recipe name."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from optimize.capture.from_transformers import capture_language_model
+from optimize.ir.decode import PROMPT_POSITIONS
+from optimize.ir.decoder_rows import site_count, with_prefix
+from optimize.ir.errors import InputModelError
+from optimize.ir.fewer_layers import with_fewer_layers
+from optimize.ir.program import Program
+from optimize.passes.drafts.chimera_draft import ChimeraDraft
+from optimize.passes.drafts.draft_base import Draft
+from optimize.passes.drafts.model_draft import ModelDraft
+from optimize.passes.drafts.prompt_lookup import PromptLookup
+
+DraftKind = Literal["model", "chimera", "layers", "lookup"]
+
+_PROGRAMS: dict[str, Program] = {}
+
+
+def register_draft(name: str, program: Program) -> None:
+    """Makes a captured program a source of drafts, besides folders and hub ids.
+
+    Args:
+        name: what `source` of the pass `attach_draft` then says.
+        program: one that generates tokens; it is used as it is.
+    """
+    _PROGRAMS[name] = program
+
+
+class NoDraft(Exception):
+    """Why there is no such draft for a program; the message is what the pass reports."""
+
+
+def draft_of(
+    kind: DraftKind, program: Program, source: str | None, layers: int | None, ngram: int
+) -> Draft:
+    """The draft that the options of a pass name.
+
+    Raises:
+        NoDraft: it cannot draft for the program.
+    """
+    if kind == "lookup":
+        return PromptLookup(ngram)
+    if kind == "layers":
+        return _layers(program, layers)
+    assert source is not None
+    if kind == "chimera":
+        return ChimeraDraft(Path(source))
+    return _model(program, source)
+
+
+def _layers(program: Program, layers: int | None) -> ModelDraft:
+    decoder, decoding = program.decoder, program.decoding
+    assert decoder is not None and decoding is not None
+    if decoding.image_tokens:
+        raise NoDraft("a draft of the target's layers reads text only; these prompts have an image")
+    _check_positions(program, "target")
+    whole = site_count(decoder)
+    count = max(1, whole // 4) if layers is None else layers
+    try:
+        smaller = with_fewer_layers(decoder, count)
+    except InputModelError as error:
+        raise NoDraft(str(error)) from error
+    details = {"layers": count, "of": whole}
+    return ModelDraft(smaller, position_shift=decoding.position_shift, details=details)
+
+
+def _model(program: Program, source: str) -> ModelDraft:
+    decoding = program.decoding
+    assert decoding is not None
+    draft = _PROGRAMS.get(source)
+    if draft is None:
+        draft = capture_language_model(source, loop=decoding.loop)
+    own = draft.decoding
+    if draft.decoder is None or own is None:
+        raise NoDraft(f"{source}: found a program that does not generate tokens")
+    if own.vocabulary != decoding.vocabulary:
+        raise NoDraft(
+            f"{source}: found a vocabulary of {own.vocabulary} tokens, expected "
+            f"{decoding.vocabulary} as the target has; a draft must share its tokenizer"
+        )
+    if _tokenizer(draft) not in (None, _tokenizer(program)) and _tokenizer(program) is not None:
+        raise NoDraft(
+            f"{source}: found another tokenizer than the target's, expected the same: equal "
+            "numbers must mean equal tokens"
+        )
+    if own.image_tokens:
+        raise NoDraft(f"{source}: found a draft that reads images, expected one of text alone")
+    needed = decoding.loop.rows(0)
+    if own.capacity < needed:
+        raise NoDraft(
+            f"{source}: found a draft for texts of {own.capacity} tokens, expected at least "
+            f"{needed} as the target is captured for"
+        )
+    _check_positions(draft, source)
+    theirs, ours = _parameters(program), _parameters(draft)
+    if ours >= theirs:
+        raise NoDraft(
+            f"{source}: found {ours} parameters, expected fewer than the target's {theirs}: a "
+            "draft that costs as much as the target cannot save time"
+        )
+    prefix = "draft."
+    decoder = with_prefix(draft.decoder, prefix)
+    weights = {name: draft.weights[name[len(prefix) :]] for name in decoder.weights.values()}
+    details = {"source": source, "parameters": ours}
+    return ModelDraft(decoder, weights, own.position_shift, details)
+
+
+def _parameters(program: Program) -> int:
+    assert program.decoder is not None
+    names = set(program.decoder.weights.values())
+    return sum(program.weights[name].numel() for name in names)
+
+
+def _tokenizer(program: Program) -> bytes | None:
+    if program.prompting is None:
+        return None
+    return program.assets.get(program.prompting.tokenizer)
+
+
+def _check_positions(program: Program, name: str) -> None:
+    """Whether rows stand at consecutive positions, as those of a text do."""
+    assert program.decoding is not None
+    names = [item for item in program.weights if item.startswith(PROMPT_POSITIONS)]
+    for table in (program.weights[item] for item in names):
+        expected = np.arange(table.shape[-1]) + program.decoding.position_shift
+        if not np.array_equal(np.broadcast_to(expected, table.shape), table.numpy()):
+            raise NoDraft(f"{name}: found prompts at positions of their own, expected consecutive")
