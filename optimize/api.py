@@ -12,6 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from optimize.capture.capture_model import AnyLoop, capture_model
+from optimize.ir.decode import DecodeLoop
 from optimize.ir.errors import QualityError
 from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program
@@ -20,11 +21,22 @@ from optimize.ir.report import Report
 from optimize.passes.cache_regions import active_maps
 from optimize.passes.calibration import Request, requests
 from optimize.passes.catalog import latest_position
+from optimize.passes.drafts.catalog import register_loader
 from optimize.passes.pipeline import Entry, Measure, Progress, run_passes
 from optimize.passes.shard_sequence import ShardSequence
 from optimize.recipes.recipe import Budget, Recipe
 from optimize.report.html import render_html
 from optimize.report.json_file import render_json
+
+
+def _zoo_draft(name: str, loop: DecodeLoop) -> Program | Path:
+    """Loads a draft of the zoo; the zoo is imported by those only who ask for it."""
+    from optimize.recipes.zoo.drafts import load_zoo_draft
+
+    return load_zoo_draft(name, loop)
+
+
+register_loader("zoo:", _zoo_draft)
 
 
 def optimize(

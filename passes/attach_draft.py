@@ -33,7 +33,7 @@ from optimize.passes.draft_figures import draft_figures
 from optimize.passes.draft_length import fitted_length
 from optimize.passes.drafts.catalog import DraftKind, NoDraft, draft_of
 from optimize.passes.drafts.draft_base import Draft, DraftGraphs, Round
-from optimize.recipes.fit.judge import JudgeHead, load_judge
+from optimize.passes.drafts.judge_head import JudgeHead, load_judge
 from optimize.passes.pass_base import Declined, Fitted, Numerics, OracleResult, Pass, Rewritten
 from optimize.passes.verifiers.catalog import verifier
 from optimize.passes.verifiers.verifier_base import Verifier
@@ -156,6 +156,12 @@ class AttachDraft(Pass):
             requests,
             lambda length: replace(self, draft_length=length).rewrite(program).program,
         )
+        if details["expected_gain"] <= 1:
+            rates = ", ".join(f"{rate:.2f}" for rate in details["acceptance_rate"][:3])
+            raise Declined(
+                f"does not pay: of what draft {self.draft!r} proposes too little is kept "
+                f"(acceptance rates {rates}); give a draft_length to attach it all the same"
+            )
         return Fitted(replace(self, draft_length=length), details)
 
     def identity(self) -> Self:

@@ -6,6 +6,7 @@ A test walks the folder and names any pass that is missing from the list.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from optimize.passes.attach_draft import AttachDraft
 from optimize.passes.cache_regions import CacheRegions
 from optimize.passes.fuse_solver import FuseSolver
 from optimize.passes.pass_base import Pass
@@ -17,6 +18,7 @@ PASSES: tuple[type[Pass], ...] = (
     CacheRegions,
     TileAttention,
     PruneVisualTokens,
+    AttachDraft,
     ShardSequence,
     FuseSolver,
 )
@@ -32,6 +34,11 @@ class OrderRule:
 
 
 ORDER: tuple[OrderRule, ...] = (
+    OrderRule(
+        "prune_visual_tokens",
+        "attach_draft",
+        "attach_draft puts rounds in the place of the decode graph, whose caches pruning shortens",
+    ),
     OrderRule(
         "cache_regions",
         "fuse_solver",

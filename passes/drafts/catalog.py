@@ -1,12 +1,13 @@
 """Every draft by its recipe name."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from optimize.capture.from_transformers import capture_language_model
-from optimize.ir.decode import PROMPT_POSITIONS
+from optimize.ir.decode import PROMPT_POSITIONS, DecodeLoop
 from optimize.ir.decoder_rows import site_count, with_prefix
 from optimize.ir.errors import InputModelError
 from optimize.ir.fewer_layers import with_fewer_layers
@@ -18,7 +19,12 @@ from optimize.passes.drafts.prompt_lookup import PromptLookup
 
 DraftKind = Literal["model", "chimera", "layers", "lookup"]
 
+Loader = Callable[[str, DecodeLoop], Program | Path]
+"""(name without its prefix, the target's loop) → a draft's program, or the file of a Chimera."""
+
+_LOADERS: dict[str, Loader] = {}
 _PROGRAMS: dict[str, Program] = {}
+_CAPTURED: dict[tuple[str, DecodeLoop], Program] = {}
 
 
 def register_draft(name: str, program: Program) -> None:
@@ -29,6 +35,11 @@ def register_draft(name: str, program: Program) -> None:
         program: one that generates tokens; it is used as it is.
     """
     _PROGRAMS[name] = program
+
+
+def register_loader(prefix: str, loader: Loader) -> None:
+    """Makes every source that begins with a prefix, such as "zoo:", be loaded by a function."""
+    _LOADERS[prefix] = loader
 
 
 class NoDraft(Exception):
@@ -48,9 +59,33 @@ def draft_of(
     if kind == "layers":
         return _layers(program, layers)
     assert source is not None
+    assert program.decoding is not None
     if kind == "chimera":
-        return ChimeraDraft(Path(source))
+        found = _loaded(source, program.decoding.loop) or Path(source)
+        if not isinstance(found, Path):
+            raise NoDraft(f"{source}: found a model, expected the file of a Chimera; use draft: model")
+        return ChimeraDraft(found)
     return _model(program, source)
+
+
+def _loaded(source: str, loop: DecodeLoop) -> Program | Path | None:
+    """What the loader of a source's prefix has; None without one."""
+    for prefix, loader in _LOADERS.items():
+        if source.startswith(prefix):
+            return loader(source[len(prefix) :], loop)
+    return None
+
+
+def _captured(source: str, loop: DecodeLoop) -> Program:
+    """The program of a source; captured once."""
+    if source in _PROGRAMS:
+        return _PROGRAMS[source]
+    if (source, loop) not in _CAPTURED:
+        found = _loaded(source, loop)
+        if isinstance(found, Path):
+            raise NoDraft(f"{source}: found a file, expected a model; use draft: chimera")
+        _CAPTURED[source, loop] = found or capture_language_model(source, loop=loop)
+    return _CAPTURED[source, loop]
 
 
 def _layers(program: Program, layers: int | None) -> ModelDraft:
@@ -72,9 +107,7 @@ def _layers(program: Program, layers: int | None) -> ModelDraft:
 def _model(program: Program, source: str) -> ModelDraft:
     decoding = program.decoding
     assert decoding is not None
-    draft = _PROGRAMS.get(source)
-    if draft is None:
-        draft = capture_language_model(source, loop=decoding.loop)
+    draft = _captured(source, decoding.loop)
     own = draft.decoding
     if draft.decoder is None or own is None:
         raise NoDraft(f"{source}: found a program that does not generate tokens")
