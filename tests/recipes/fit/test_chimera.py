@@ -231,14 +231,16 @@ def test_recorded_states_are_those_the_logits_come_from() -> None:
 
 
 def test_generated_text_is_the_targets_own() -> None:
-    model = tiny_model(dtype=torch.float32, layers=1)
+    model = tiny_model()
     prompts = text(5, 6)
     request = {"input_ids": prompts, "lengths": torch.full((5,), 6)}
     expected, _ = plain_decoding(model, request, 7)
     found = generate_text(model.decoder, prompts, 7, batch_size=2)
     assert torch.equal(found, torch.cat([prompts, expected], 1))
-    drawn = generate_text(model.decoder, prompts, 7, temperature=1.0, batch_size=5)
-    assert torch.equal(drawn[:, :6], prompts) and not torch.equal(drawn, found)
+    drawn = [generate_text(model.decoder, prompts, 7, 1.0, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    with pytest.raises(ValueError, match="found prompts of 6 and 251 new tokens"):
+        generate_text(model.decoder, prompts, 251)
 
 
 def test_tables_that_cannot_be_told_are_refused() -> None:
