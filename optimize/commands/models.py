@@ -16,12 +16,14 @@ from optimize.ir.torus_flow import TorusFlowLoop
 from optimize.measure.quality import Interval
 
 ZOO = (
+    "arithmetic",
     "digits-dit",
     "digits-dit-epsilon",
     "digits-dit-v",
     "digits-restore",
     "find-the-digit",
     "moving-digits",
+    "shakespeare",
     "torus-crystals",
 )
 KNOWN_ZOO = ", ".join(f"zoo:{name}" for name in ZOO)

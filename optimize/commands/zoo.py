@@ -1,5 +1,6 @@
 """The zoo's models as MODEL arguments: with example inputs and the loop they are sampled with."""
 
+import random
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
@@ -10,6 +11,8 @@ from optimize.commands.models import LoadedModel
 from optimize.ir.denoise import DenoiseLoop, Prediction
 from optimize.ir.torus_flow import TorusFlowLoop
 from optimize.measure.quality import Interval
+from optimize.recipes.zoo.arithmetic import arithmetic_program
+from optimize.recipes.zoo.arithmetic_data import draw_problems
 from optimize.recipes.zoo.crystal_data import load_crystals
 from optimize.recipes.zoo.digits_data import IMAGE_SIZE, DigitsData, load_digits_data
 from optimize.recipes.zoo.digits_degradation import degraded_digits
@@ -24,6 +27,7 @@ from optimize.recipes.zoo.find_the_digit_prompts import find_the_digit_program
 from optimize.recipes.zoo.moving_digits import load_moving_digits
 from optimize.recipes.zoo.moving_digits_data import FRAME_SIZE, FRAMES
 from optimize.recipes.zoo.moving_digits_judge import MovingDigitsJudge
+from optimize.recipes.zoo.shakespeare import held_out_prompts, shakespeare_program
 from optimize.recipes.zoo.torus_crystals import (
     FLOW_STEPS,
     LARGEST_CONCENTRATION,
@@ -33,6 +37,7 @@ from optimize.recipes.zoo.torus_crystals import (
 BASELINE_STEPS = 50
 EXAMPLE_BATCH = 2
 EXAMPLE_SEED = 0
+EXAMPLE_PROMPT = 32
 
 
 def load_digits(name: str) -> LoadedModel:
@@ -138,13 +143,28 @@ def load_digit_finder(name: str) -> LoadedModel:
     return LoadedModel(name, find_the_digit_program(), inputs)
 
 
+def load_shakespeare_writer(name: str) -> LoadedModel:
+    """The Shakespeare model at two passages of a play it has not seen."""
+    inputs = {"input_ids": held_out_prompts(EXAMPLE_BATCH, EXAMPLE_PROMPT)}
+    return LoadedModel(name, shakespeare_program(), inputs)
+
+
+def load_arithmetic_worker(name: str) -> LoadedModel:
+    """The model that works out sums, asked for two it has not seen."""
+    problems = draw_problems(EXAMPLE_BATCH, random.Random(EXAMPLE_SEED), held_out=True)
+    inputs = {"input_ids": torch.tensor([problem.prompt for problem in problems])}
+    return LoadedModel(name, arithmetic_program(), inputs)
+
+
 LOADERS: Mapping[str, Callable[[str], LoadedModel]] = {
+    "arithmetic": load_arithmetic_worker,
     "digits-dit": load_digits,
     "digits-dit-epsilon": partial(load_digits_with, "epsilon"),
     "digits-dit-v": partial(load_digits_with, "v"),
     "digits-restore": load_restorer,
     "find-the-digit": load_digit_finder,
     "moving-digits": load_clips,
+    "shakespeare": load_shakespeare_writer,
     "torus-crystals": load_crystal_flow,
 }
 """Name after "zoo:" → what loads it, given the whole MODEL argument."""

@@ -24,6 +24,7 @@ from optimize.recipes.zoo.find_the_digit_data import (
     SCENE_SIZE,
     VOCABULARY,
 )
+from optimize.recipes.zoo.rotary_block import Block, rotary_frequencies
 from optimize.recipes.zoo.weights import with_weights
 
 WEIGHTS_PATH = Path(__file__).with_name("find_the_digit.safetensors")
@@ -148,9 +149,8 @@ class RotaryDecoder(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, head_count, hidden) for _ in range(block_count))
         self.norm = nn.RMSNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, VOCABULARY, bias=False)
-        head_dim = dim // head_count
-        exponents = torch.arange(0, head_dim, 2) / head_dim
-        self.register_buffer("frequencies", theta**-exponents, persistent=False)
+        frequencies = rotary_frequencies(dim // head_count, theta)
+        self.register_buffer("frequencies", frequencies, persistent=False)
         self.frequencies: torch.Tensor
 
     def forward(
@@ -196,48 +196,6 @@ class RotaryDecoder(nn.Module):
     def prompt_positions(self, length: int) -> torch.Tensor:
         """Positions of a prompt of `length` text tokens and the image, [1, S], int64."""
         return torch.arange(length + self.image_tokens)[None]
-
-
-class Block(nn.Module):
-    """Attention and a gated perceptron, each after an RMS norm and added to its input."""
-
-    def __init__(self, dim: int, head_count: int, hidden: int) -> None:
-        super().__init__()
-        self.head_count, self.head_dim = head_count, dim // head_count
-        self.input_norm = nn.RMSNorm(dim, eps=1e-6)
-        self.to_query = nn.Linear(dim, dim, bias=False)
-        self.to_key = nn.Linear(dim, dim, bias=False)
-        self.to_value = nn.Linear(dim, dim, bias=False)
-        self.to_out = nn.Linear(dim, dim, bias=False)
-        self.hidden_norm = nn.RMSNorm(dim, eps=1e-6)
-        self.to_gate = nn.Linear(dim, hidden, bias=False)
-        self.to_hidden = nn.Linear(dim, hidden, bias=False)
-        self.from_hidden = nn.Linear(hidden, dim, bias=False)
-
-    def forward(
-        self, rows: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor
-    ) -> torch.Tensor:
-        normed = self.input_norm(rows)
-        query = rotated(self.heads(self.to_query(normed)), turn)
-        key = rotated(self.heads(self.to_key(normed)), turn)
-        value = self.heads(self.to_value(normed))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        rows = rows + self.to_out(mixed.transpose(1, 2).flatten(2))
-        normed = self.hidden_norm(rows)
-        gated = F.silu(self.to_gate(normed)) * self.to_hidden(normed)
-        added: torch.Tensor = rows + self.from_hidden(gated)
-        return added
-
-    def heads(self, rows: torch.Tensor) -> torch.Tensor:
-        """[B, S, dim] as [B, heads, S, head_dim]."""
-        return rows.reshape(*rows.shape[:2], self.head_count, self.head_dim).transpose(1, 2)
-
-
-def rotated(heads: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Turns pairs (i, i + head_dim / 2) of [B, heads, S, head_dim] by the angles of their row."""
-    cos, sin = (part.to(heads.dtype) for part in turn)
-    first, second = heads.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def prefix_mask(batch: int, prompt: int, total: int) -> torch.Tensor:

@@ -5,9 +5,7 @@ session(image=picture, prompt="find 7 end")["text"]     "row2 column3"
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from typing import Any
 
 from optimize.capture.from_decoder import capture_decoder
 from optimize.ir.decode import DecodeLoop
@@ -22,6 +20,7 @@ from optimize.recipes.zoo.find_the_digit_data import (
     SCENE_SIZE,
     VOCABULARY,
 )
+from optimize.recipes.zoo.word_tokenizer import TOKENIZER_FILE, word_tokenizer
 from optimize.runtime.prompting import ImageInput, Prompting
 
 WORDS = (
@@ -31,8 +30,6 @@ WORDS = (
     *(f"column{column}" for column in range(CELLS)),
 )
 """Token number → its word."""
-
-TOKENIZER_FILE = "tokenizer.json"
 
 
 def find_the_digit_program() -> Program:
@@ -60,24 +57,4 @@ def find_the_digit_program() -> Program:
         longest_prompt=PROMPT_TOKENS,
         vocabulary=VOCABULARY,
     )
-    return replace(program, prompting=prompting, assets={TOKENIZER_FILE: tokenizer_file()})
-
-
-def tokenizer_file() -> bytes:
-    """The tokenizer of these words, in the format of the tokenizers library."""
-    tokenizer: dict[str, Any] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": None,
-        "decoder": None,
-        "model": {
-            "type": "WordLevel",
-            "vocab": {word: number for number, word in enumerate(WORDS)},
-            "unk_token": "[UNK]",
-        },
-    }
-    return (json.dumps(tokenizer, indent=1) + "\n").encode()
+    return replace(program, prompting=prompting, assets={TOKENIZER_FILE: word_tokenizer(WORDS)})

@@ -12,7 +12,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,6 +109,7 @@ def run_training(
     weights: Path,
     optimizers: list[torch.optim.Optimizer] | None = None,
     largest_gradient: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Runs all steps; writes the averaged weights, and a JSON record beside them.
 
@@ -119,6 +120,7 @@ def run_training(
         weights: the safetensors file to write, at every check.
         optimizers: those of `make_optimizers` where not given.
         largest_gradient: norm that gradients are clipped to; infinity leaves them alone.
+        dtype: of the weights in the file; theirs where not given.
     """
     average = torch.optim.swa_utils.AveragedModel(
         model, avg_fn=lambda slow, fast, _: slow.lerp(fast, 1 - options.average_decay)
@@ -154,16 +156,26 @@ def run_training(
                 "cpu_seconds": time.process_time() - cpu_start,
                 "check": check(averaged),
             }
-            _write(averaged, record, weights)
+            _write(averaged, record, weights, dtype)
             print(f"step {step:5d}  {record['check']}", flush=True)
 
 
-def options_of_command_line(defaults: Options, description: str) -> tuple[Options, Path]:
-    """The options a user gave, and the folder for the results; prepares torch for one core."""
+def options_of_command_line(
+    defaults: Options, description: str, texts: Sequence[str] = ()
+) -> tuple[Options, Path]:
+    """The options a user gave, and the folder for the results; prepares torch for one core.
+
+    Args:
+        defaults: the options where the user says nothing.
+        description: of the command.
+        texts: names of options that are texts and that a user may give, too.
+    """
     parser = argparse.ArgumentParser(description=description)
     for name in ("steps", "batch_size", "seed", "check_every"):
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=int, default=getattr(defaults, name))
+    for name in texts:
+        parser.add_argument("--" + name, default=getattr(defaults, name))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = vars(parser.parse_args())
     out = arguments.pop("out")
@@ -172,7 +184,12 @@ def options_of_command_line(defaults: Options, description: str) -> tuple[Option
     return replace(defaults, **arguments), out
 
 
-def _write(model: nn.Module, record: dict[str, Any], weights: Path) -> None:
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, weights)
+def _write(
+    model: nn.Module, record: dict[str, Any], weights: Path, dtype: torch.dtype | None
+) -> None:
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    if dtype is not None:
+        state = {name: value.to(dtype) for name, value in state.items()}
+    save_file(state, weights)
     record = {**record, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
     weights.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")

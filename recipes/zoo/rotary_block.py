@@ -1,0 +1,65 @@
+"""The block that the zoo's rotary decoders are made of: attention and a gated perceptron.
+
+Source: Su et al. (2021), rotary positions; Touvron et al. (2023), the block of Llama.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+Turn = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine of the angles of every row, [B, 1, S, head_dim / 2]."""
+
+
+class Block(nn.Module):
+    """Attention and a gated perceptron, each after an RMS norm and added to its input.
+
+    Args:
+        dim: width of rows, a multiple of twice `head_count`.
+        head_count: attention heads.
+        hidden: width of the gated perceptron.
+    """
+
+    def __init__(self, dim: int, head_count: int, hidden: int) -> None:
+        super().__init__()
+        self.head_count, self.head_dim = head_count, dim // head_count
+        self.input_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.to_query = nn.Linear(dim, dim, bias=False)
+        self.to_key = nn.Linear(dim, dim, bias=False)
+        self.to_value = nn.Linear(dim, dim, bias=False)
+        self.to_out = nn.Linear(dim, dim, bias=False)
+        self.hidden_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.to_gate = nn.Linear(dim, hidden, bias=False)
+        self.to_hidden = nn.Linear(dim, hidden, bias=False)
+        self.from_hidden = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, rows: torch.Tensor, turn: Turn, mask: torch.Tensor) -> torch.Tensor:
+        """Rows [B, S, dim] to rows; `mask` [B, 1, S, S] is True where a row may attend."""
+        normed = self.input_norm(rows)
+        query = rotated(self.heads(self.to_query(normed)), turn)
+        key = rotated(self.heads(self.to_key(normed)), turn)
+        value = self.heads(self.to_value(normed))
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        rows = rows + self.to_out(mixed.transpose(1, 2).flatten(2))
+        normed = self.hidden_norm(rows)
+        gated = F.silu(self.to_gate(normed)) * self.to_hidden(normed)
+        added: torch.Tensor = rows + self.from_hidden(gated)
+        return added
+
+    def heads(self, rows: torch.Tensor) -> torch.Tensor:
+        """[B, S, dim] as [B, heads, S, head_dim]."""
+        return rows.reshape(*rows.shape[:2], self.head_count, self.head_dim).transpose(1, 2)
+
+
+def rotated(heads: torch.Tensor, turn: Turn) -> torch.Tensor:
+    """Turns pairs (i, i + head_dim / 2) of [B, heads, S, head_dim] by the angles of their row."""
+    cos, sin = (part.to(heads.dtype) for part in turn)
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def rotary_frequencies(head_dim: int, theta: float) -> torch.Tensor:
+    """Angles per position of the pairs of a head, [head_dim / 2], float32."""
+    return theta ** -(torch.arange(0, head_dim, 2) / head_dim)
