@@ -194,7 +194,7 @@ class _Cache(TorchFunctionMode):
     """Keeps the keys and values of every attention in the order of calls."""
 
     def __init__(self, capacity: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._capacity = capacity
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._first = self._site = 0
@@ -208,16 +208,15 @@ class _Cache(TorchFunctionMode):
     ) -> Any:
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        query, *fresh = args[:3]
+        query, key, value = args[:3]
         if self._site == len(self._kept):
-            empty = [
-                item.new_empty(*item.shape[:2], self._capacity, item.shape[3]) for item in fresh
-            ]
-            self._kept.append((empty[0], empty[1]))
-        seen = []
+            self._kept.append((self._empty(key), self._empty(value)))
+        keys, values = self._kept[self._site]
         last = self._first + query.shape[2]
-        for cache, item in zip(self._kept[self._site], fresh, strict=True):
-            cache[:, :, self._first : last] = item
-            seen.append(cache[:, :, :last])
+        keys[:, :, self._first : last] = key
+        values[:, :, self._first : last] = value
         self._site += 1
-        return func(query, *seen, *args[3:], **(kwargs or {}))
+        return func(query, keys[:, :, :last], values[:, :, :last], *args[3:], **(kwargs or {}))
+
+    def _empty(self, fresh: torch.Tensor) -> torch.Tensor:
+        return fresh.new_empty(*fresh.shape[:2], self._capacity, fresh.shape[3])
