@@ -90,6 +90,7 @@ def held_out_states(target: nn.Module, counts: TextCounts) -> TargetStates:
 def figures(chimera: Chimera, held_out: TargetStates) -> dict[str, Any]:
     """What decides the speed: how far chains and Chimera's tree get on greedy text."""
     ranks = ranks_by_depth(chimera, held_out, first=PROMPT - 1)
+    text = held_out.tokens[:, PROMPT:].tolist()
     return {
         "agreement_by_depth": agreement_by_depth(chimera, held_out, first=PROMPT - 1),
         "chain_tokens_per_call": tokens_per_call(
@@ -99,6 +100,8 @@ def figures(chimera: Chimera, held_out: TargetStates) -> dict[str, Any]:
             count: (ranks[:, 0] < count).double().mean().item() for count in (1, 2, 4)
         },
         "rows": len(ranks),
+        # Text that goes in circles is easy to foretell: this says how much of it does.
+        "distinct_tokens": sum(len(set(row)) for row in text) / len(text),
     }
 
 
