@@ -35,7 +35,7 @@ class FitOptions:
         weight_decay: of both, per unit of learning rate.
         warmup_steps: steps over which the rates rise from 0.
         decay_share: share of the steps, at the end, over which they fall to 0; in (0, 1].
-        labels: "soft" for cross-entropy with the target's distribution, "argmax" for its choice.
+        labels: "argmax" for cross-entropy with the target's choice, "soft" with its distribution.
         distillation: lambda, the weight of MSE(h_{j+1}, o_j) of the rows of depth 0; 0 or more.
         depth_decay: weight of the loss of depth i is its power i; in (0, 1].
         feeding: tokens of the chains of later heads, see `draft_rows`.
@@ -51,7 +51,7 @@ class FitOptions:
     weight_decay: float = 0.01
     warmup_steps: int = 20
     decay_share: float = 0.6
-    labels: Literal["soft", "argmax"] = "soft"
+    labels: Literal["soft", "argmax"] = "argmax"
     distillation: float = 0.1
     depth_decay: float = 1.0
     feeding: Feeding = "text"
@@ -194,7 +194,7 @@ def tokens_per_call(ranks: torch.Tensor, paths: Sequence[tuple[int, ...]]) -> fl
         ranks: [rows, heads] as `ranks_by_depth` returns them.
         paths: ranks from the root to each node; every prefix of a path is one, too.
     """
-    accepted = torch.zeros(len(ranks))
+    accepted = torch.zeros(len(ranks), dtype=torch.float64)
     for path in paths:
         if len(path) <= ranks.shape[1]:
             accepted += (ranks[:, : len(path)] == torch.tensor(path)).all(-1)

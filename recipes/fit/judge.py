@@ -185,8 +185,7 @@ def folded(
 def weighted_loss(scores: torch.Tensor, correct: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of log odds [n], both classes with half of the weight."""
     loss = torch.where(correct, -logsigmoid(scores), -logsigmoid(-scores))
-    right = correct.sum()
-    count = len(correct)
+    right, count = correct.sum().to(scores.dtype), len(correct)
     shares = torch.where(correct, count / (2 * right), count / (2 * (count - right)))
     return (shares * loss).mean()
 
@@ -197,7 +196,7 @@ def area_under_curve(scores: torch.Tensor, correct: torch.Tensor) -> float:
     # Mean rank, from 1, of each group of equal scores.
     ranks = (counts.cumsum(0) - (counts - 1) / 2.0).double()[places]
     right, wrong = int(correct.sum()), int((~correct).sum())
-    return (ranks[correct].sum().item() - right * (right + 1) / 2) / (right * wrong)
+    return float(ranks[correct].sum() - right * (right + 1) / 2) / (right * wrong)
 
 
 def threshold_for(scores: torch.Tensor, correct: torch.Tensor, error_recall: float) -> float:

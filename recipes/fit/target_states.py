@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-
-from optimize.capture.from_decoder import Parts, capture_decoder
-from optimize.ir.decode import DecodeLoop, Sampling
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True)
@@ -131,35 +130,93 @@ def record_states(
     return TargetStates(tokens, torch.cat(hidden), torch.cat(predicted))
 
 
+@torch.no_grad()
 def generate_text(
     decoder: nn.Module,
     prompts: torch.Tensor,
     count: int,
     temperature: float = 0.0,
-    batch_size: int = 64,
+    batch_size: int = 128,
     seed: int = 0,
 ) -> torch.Tensor:
-    """The target's own continuations, [N, P + count]; with a cache, as its captured program.
+    """The target's own continuations, [N, P + count].
+
+    The module itself runs, with a cache behind its calls of `scaled_dot_product_attention`: nothing
+    is captured, and no cache is copied, so that a text for fitting takes seconds.
 
     Args:
-        decoder: a `Decoder` without image.
-        prompts: [N, P] int64, P at least 2.
-        count: new tokens of every prompt.
+        decoder: a `Decoder` without image, with causal attention.
+        prompts: [N, P] int64.
+        count: new tokens of every prompt, at least 1.
         temperature: 0 takes the likeliest token.
         batch_size: prompts per run.
         seed: of what is drawn.
     """
-    loop = DecodeLoop(
-        max_prompt=max(prompts.shape[1], 3),
-        max_new_tokens=count,
-        stop_tokens=(),
-        sampling=Sampling(temperature) if temperature else None,
-    )
-    program = capture_decoder(Parts(decoder), loop)
+    target: Any = decoder
+    length = prompts.shape[1]
+    capacity = length + count
+    if capacity > target.max_positions:
+        raise ValueError(
+            f"generate_text: found prompts of {length} and {count} new tokens, expected at most "
+            f"{target.max_positions} together, for which the decoder has positions"
+        )
+    generator = torch.Generator().manual_seed(seed)
     made = []
-    for number, start in enumerate(range(0, len(prompts), batch_size)):
-        batch = prompts[start : start + batch_size]
-        lengths = torch.full((len(batch),), batch.shape[1])
-        answer = program(seed=seed + number, input_ids=batch, lengths=lengths)
-        made.append(torch.as_tensor(answer["tokens"]))
-    return torch.cat([prompts, torch.cat(made)], 1)
+    for start in range(0, len(prompts), batch_size):
+        tokens = prompts[start : start + batch_size]
+        fresh, first = tokens, 0
+        positions = target.prompt_positions(length).expand(len(tokens), length)
+        with _Cache(capacity) as cache:
+            for _ in range(count):
+                rows = torch.arange(first, first + fresh.shape[1])
+                mask = torch.arange(first + fresh.shape[1]) <= rows[:, None]
+                cache.next_call(first)
+                logits = target(
+                    input_ids=fresh,
+                    position_ids=positions,
+                    attention_mask=mask.expand(len(tokens), 1, *mask.shape),
+                )[:, -1]
+                fresh = _chosen(logits, temperature, generator)
+                first = tokens.shape[1]
+                positions = torch.full((len(tokens), 1), first + target.position_shift)
+                tokens = torch.cat([tokens, fresh], 1)
+        made.append(tokens)
+    return torch.cat(made)
+
+
+def _chosen(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
+    if not temperature:
+        return logits.argmax(-1, keepdim=True)
+    return torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator)
+
+
+class _Cache(TorchFunctionMode):
+    """Keeps the keys and values of every attention in the order of calls."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self._capacity = capacity
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._first = self._site = 0
+
+    def next_call(self, first: int) -> None:
+        """The decoder is about to be called with rows from `first` on."""
+        self._first, self._site = first, 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, key, value = args[:3]
+        if self._site == len(self._kept):
+            self._kept.append((self._empty(key), self._empty(value)))
+        keys, values = self._kept[self._site]
+        last = self._first + query.shape[2]
+        keys[:, :, self._first : last] = key
+        values[:, :, self._first : last] = value
+        self._site += 1
+        return func(query, keys[:, :, :last], values[:, :, :last], *args[3:], **(kwargs or {}))
+
+    def _empty(self, fresh: torch.Tensor) -> torch.Tensor:
+        return fresh.new_empty(*fresh.shape[:2], self._capacity, fresh.shape[3])
