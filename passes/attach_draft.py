@@ -31,7 +31,9 @@ from optimize.ir.program import Program
 from optimize.passes.draft_check import draft_oracles
 from optimize.passes.draft_figures import draft_figures
 from optimize.passes.draft_length import fitted_length
-from optimize.passes.drafts.catalog import DraftKind, NoDraft, draft_of
+from optimize.passes.drafts.catalog import DraftKind, draft_of, file_of
+from optimize.passes.drafts.chimera import target_fingerprint
+from optimize.passes.drafts.chimera_draft import target_tables
 from optimize.passes.drafts.draft_base import Draft, DraftGraphs, Round
 from optimize.passes.drafts.judge_head import JudgeHead, load_judge
 from optimize.passes.pass_base import Declined, Fitted, Numerics, OracleResult, Pass, Rewritten
@@ -53,7 +55,7 @@ class AttachDraft(Pass):
         draft: "model", a smaller model of the same vocabulary; "chimera", a trained head on the
             target's hidden states; "layers", the target without its middle layers; "lookup", what
             followed the last tokens earlier in the text.
-        source: of "model" its folder or hub id, of "chimera" its file.
+        source: of "model" its folder or hub id, of "chimera" its file; or a name of the zoo.
         draft_length: tokens of a draft, at least 1; None lets calibration choose it.
         num_drafts: drafts side by side, at least 1. More than one are drawn independently.
         tree: "chimera" for its published tree, or the paths of ranks of another, such as
@@ -62,7 +64,7 @@ class AttachDraft(Pass):
             several, "recursive" for trees.
         layers: of "layers", how many of the target's, in [1, layers); None for a quarter.
         ngram: of "lookup", most tokens that have to agree, in [1, 8].
-        judge: file of a judge's head, for verifier "judge".
+        judge: file of a judge's head, for verifier "judge", or a name of the zoo.
         lossy: consent to a verifier that may change the text.
     """
 
@@ -141,11 +143,9 @@ class AttachDraft(Pass):
             return f"found verifier {self.verifier!r} for {how}; leave it away"
         try:
             reason = self._draft(program).declines(program)
-        except NoDraft as error:
-            reason = str(error)
-        if reason is not None:
-            return reason
-        return self._verifier(program).accepts(self._tree(self.draft_length or 1))
+            return reason or self._verifier(program).accepts(self._tree(self.draft_length or 1))
+        except Declined as error:
+            return str(error)
 
     def fit(self, program: Program, requests: Sequence[Mapping[str, Any]]) -> Fitted:
         """Chooses the draft length from the acceptance rate on the calibration requests."""
@@ -262,9 +262,7 @@ class AttachDraft(Pass):
         if self.judge is not None:
             head = load_judge_of(self.judge, program)
             stops = loop.stop_tokens or ()
-            return verifier(
-                "judge", threshold=head.threshold, stop_tokens=stops, sampled=sampled
-            )
+            return verifier("judge", threshold=head.threshold, stop_tokens=stops, sampled=sampled)
         if not sampled:
             return verifier("greedy")
         if self.tree is not None:
@@ -272,13 +270,19 @@ class AttachDraft(Pass):
         return verifier(self.verifier or ("exact" if self.num_drafts == 1 else "kseq"))
 
 
-def load_judge_of(path: str, program: Program) -> JudgeHead:
+def load_judge_of(source: str, program: Program) -> JudgeHead:
     """A judge's head that was trained for the target of a program.
 
     Raises:
         Declined: the file is no head, or one of another target.
     """
+    assert program.decoder is not None and program.decoding is not None
+    tables = target_tables(program.decoder)
+    if tables is None:
+        raise Declined("found no embedding table and output matrix to know the judge's target by")
+    weights = program.weights
+    fingerprint = target_fingerprint(weights[tables.embedding], weights[tables.lm_head])
     try:
-        return load_judge(path, program)
-    except (OSError, ValueError) as error:
+        return load_judge(file_of(source, program.decoding.loop), fingerprint)
+    except ValueError as error:
         raise Declined(str(error)) from error

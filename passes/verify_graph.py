@@ -119,9 +119,7 @@ def verify_graph(
             builder.input(f"{name}_{layer}", builder.fake((batch, *longer(sizes, plan)), dtype))
             for name, sizes in (("key", cache.key), ("value", cache.value))
         ]
-        call = builder.call(
-            CACHED, query, key, value, *given, lengths[cache.dropped], scale, sees
-        )
+        call = builder.call(CACHED, query, key, value, *given, lengths[cache.dropped], scale, sees)
         for place, name in enumerate(("key", "value"), 1):
             outputs[f"{name}_{layer}"] = builder.call(operator.getitem, call, place)
         return builder.call(operator.getitem, call, 0)

@@ -6,7 +6,7 @@ from optimize.ir.graph import Graph, hint, numel, shape
 from optimize.ir.node_arguments import product_of
 from optimize.ir.spec import traced_sizes
 
-FEW = 8
+FEW = 32
 """Most rows, for one sample, for which ONNX Runtime is much faster with repacked weights."""
 
 

@@ -12,7 +12,7 @@ from optimize.ir.graph import shape
 aten = torch.ops.aten
 
 CACHE = re.compile(r"(?:draft_)?(key|value)_(\d+)")
-"""Names of the slots of layer i, `key_i` and `value_i`, [B, G, capacity, D]; those of a draft too."""
+"""Slots of layer i, [B, G, capacity, D]: `key_i` and `value_i`; a draft's are `draft_key_i`, …"""
 
 
 def padded(builder: Builder, item: fx.Node, capacity: int) -> fx.Node:

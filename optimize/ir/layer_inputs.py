@@ -12,7 +12,6 @@ from optimize.ir.errors import InputModelError
 from optimize.ir.graph import Graph, tensor_inputs
 from optimize.ir.token_axis import SDPA, ancestors, descendants
 
-
 POSITIONS = "positions"
 """The input of a decoder graph that says where its rows stand."""
 

@@ -16,6 +16,7 @@ from optimize.passes.drafts.chimera_draft import ChimeraDraft
 from optimize.passes.drafts.draft_base import Draft
 from optimize.passes.drafts.model_draft import ModelDraft
 from optimize.passes.drafts.prompt_lookup import PromptLookup
+from optimize.passes.pass_base import Declined
 
 DraftKind = Literal["model", "chimera", "layers", "lookup"]
 
@@ -42,17 +43,13 @@ def register_loader(prefix: str, loader: Loader) -> None:
     _LOADERS[prefix] = loader
 
 
-class NoDraft(Exception):
-    """Why there is no such draft for a program; the message is what the pass reports."""
-
-
 def draft_of(
     kind: DraftKind, program: Program, source: str | None, layers: int | None, ngram: int
 ) -> Draft:
     """The draft that the options of a pass name.
 
     Raises:
-        NoDraft: it cannot draft for the program.
+        Declined: it cannot draft for the program.
     """
     if kind == "lookup":
         return PromptLookup(ngram)
@@ -61,10 +58,7 @@ def draft_of(
     assert source is not None
     assert program.decoding is not None
     if kind == "chimera":
-        found = _loaded(source, program.decoding.loop) or Path(source)
-        if not isinstance(found, Path):
-            raise NoDraft(f"{source}: found a model, expected the file of a Chimera; use draft: model")
-        return ChimeraDraft(found)
+        return ChimeraDraft(file_of(source, program.decoding.loop))
     return _model(program, source)
 
 
@@ -76,6 +70,18 @@ def _loaded(source: str, loop: DecodeLoop) -> Program | Path | None:
     return None
 
 
+def file_of(source: str, loop: DecodeLoop) -> Path:
+    """The file that a source names.
+
+    Raises:
+        Declined: it names a model.
+    """
+    found = _loaded(source, loop) or Path(source)
+    if not isinstance(found, Path):
+        raise Declined(f"{source}: found a model, expected a file; use draft: model")
+    return found
+
+
 def _captured(source: str, loop: DecodeLoop) -> Program:
     """The program of a source; captured once."""
     if source in _PROGRAMS:
@@ -83,7 +89,7 @@ def _captured(source: str, loop: DecodeLoop) -> Program:
     if (source, loop) not in _CAPTURED:
         found = _loaded(source, loop)
         if isinstance(found, Path):
-            raise NoDraft(f"{source}: found a file, expected a model; use draft: chimera")
+            raise Declined(f"{source}: found a file, expected a model; use draft: chimera")
         _CAPTURED[source, loop] = found or capture_language_model(source, loop=loop)
     return _CAPTURED[source, loop]
 
@@ -92,14 +98,14 @@ def _layers(program: Program, layers: int | None) -> ModelDraft:
     decoder, decoding = program.decoder, program.decoding
     assert decoder is not None and decoding is not None
     if decoding.image_tokens:
-        raise NoDraft("a draft of the target's layers reads text only; these prompts have an image")
+        raise Declined("the target's layers read text only as a draft; these prompts have an image")
     _check_positions(program, "target")
     whole = site_count(decoder)
     count = max(1, whole // 4) if layers is None else layers
     try:
         smaller = with_fewer_layers(decoder, count)
     except InputModelError as error:
-        raise NoDraft(str(error)) from error
+        raise Declined(str(error)) from error
     details = {"layers": count, "of": whole}
     return ModelDraft(smaller, position_shift=decoding.position_shift, details=details)
 
@@ -110,29 +116,29 @@ def _model(program: Program, source: str) -> ModelDraft:
     draft = _captured(source, decoding.loop)
     own = draft.decoding
     if draft.decoder is None or own is None:
-        raise NoDraft(f"{source}: found a program that does not generate tokens")
+        raise Declined(f"{source}: found a program that does not generate tokens")
     if own.vocabulary != decoding.vocabulary:
-        raise NoDraft(
+        raise Declined(
             f"{source}: found a vocabulary of {own.vocabulary} tokens, expected "
             f"{decoding.vocabulary} as the target has; a draft must share its tokenizer"
         )
     if _tokenizer(draft) not in (None, _tokenizer(program)) and _tokenizer(program) is not None:
-        raise NoDraft(
+        raise Declined(
             f"{source}: found another tokenizer than the target's, expected the same: equal "
             "numbers must mean equal tokens"
         )
     if own.image_tokens:
-        raise NoDraft(f"{source}: found a draft that reads images, expected one of text alone")
+        raise Declined(f"{source}: found a draft that reads images, expected one of text alone")
     needed = decoding.loop.rows(0)
     if own.capacity < needed:
-        raise NoDraft(
+        raise Declined(
             f"{source}: found a draft for texts of {own.capacity} tokens, expected at least "
             f"{needed} as the target is captured for"
         )
     _check_positions(draft, source)
     theirs, ours = _parameters(program), _parameters(draft)
     if ours >= theirs:
-        raise NoDraft(
+        raise Declined(
             f"{source}: found {ours} parameters, expected fewer than the target's {theirs}: a "
             "draft that costs as much as the target cannot save time"
         )
@@ -162,4 +168,4 @@ def _check_positions(program: Program, name: str) -> None:
     for table in (program.weights[item] for item in names):
         expected = np.arange(table.shape[-1]) + program.decoding.position_shift
         if not np.array_equal(np.broadcast_to(expected, table.shape), table.numpy()):
-            raise NoDraft(f"{name}: found prompts at positions of their own, expected consecutive")
+            raise Declined(f"{name}: found prompts at positions of their own, expected consecutive")

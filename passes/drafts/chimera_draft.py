@@ -182,7 +182,9 @@ class _Prefill:
         def last(hidden: fx.Node) -> fx.Node:
             return record(builder, _row_before, hidden, text)
 
-        hidden, logits = decoder_rows(builder, decoder, inputs["input_ids"], positions, attend, last)
+        hidden, logits = decoder_rows(
+            builder, decoder, inputs["input_ids"], positions, attend, last
+        )
         choose = Choice(self.decoding.loop)
         sampling = {name: inputs[name] for name in inputs if name in SAMPLING}
         names = list(sampling)
@@ -243,7 +245,9 @@ def _round(
     verified = record(builder, lambda rows: _after(rows, plan.run), rows)
     fresh = pieces("context", states, record(builder, lambda places: places + shift, verified))
     caches = [
-        record(builder, lambda cache, at, new: scatter_rows(cache, at, new, 2), cache, verified, new)
+        record(
+            builder, lambda cache, at, new: scatter_rows(cache, at, new, 2), cache, verified, new
+        )
         for cache, new in zip(old, fresh, strict=True)
     ]
     certain = record(builder, torch.add, rows, inputs["emitted"])
@@ -281,15 +285,20 @@ def _round(
     def following(level: tuple[int, ...], tokens: fx.Node) -> fx.Node:
         for place, row in enumerate(level):
             windows[row] = record(
-                builder, lambda old, new, place=place: _moved_on(old, new, place),
-                windows[tree.parents[row - 1]], tokens,
+                builder,
+                lambda old, new, place=place: _moved_on(old, new, place),
+                windows[tree.parents[row - 1]],
+                tokens,
             )
         return logits_of(level)
 
     made = grown(builder, plan, logits_of((0,)), following, sampling)
     outputs = {
-        **made, "draft_rows": certain, "recent": newest,
-        "draft_key_0": caches[0], "draft_value_0": caches[1],
+        **made,
+        "draft_rows": certain,
+        "recent": newest,
+        "draft_key_0": caches[0],
+        "draft_value_0": caches[1],
     }
     graph = builder.finish(outputs, {"batch": decoder.dimensions["batch"]})
     return graph, constants.weights

@@ -54,7 +54,8 @@ class Round:
     def parents(self) -> tuple[tuple[int, ...], ...]:
         """The rows with children, level by level."""
         return tuple(
-            tuple(row for row in level if self.tree.children[row]) for level in self.tree.levels[:-1]
+            tuple(row for row in level if self.tree.children[row])
+            for level in self.tree.levels[:-1]
         )
 
 

@@ -78,9 +78,7 @@ class PromptLookup:
         return builder.finish(outputs, {"batch": decoder.dimensions["batch"]})
 
 
-def looked_up(
-    history: torch.Tensor, known: torch.Tensor, count: int, ngram: int
-) -> torch.Tensor:
+def looked_up(history: torch.Tensor, known: torch.Tensor, count: int, ngram: int) -> torch.Tensor:
     """What followed the last tokens at their latest, longest match.
 
     Args:

@@ -51,7 +51,9 @@ def expected(program, request_):
 @pytest.fixture(scope="module", autouse=True)
 def drafts(target, tmp_path_factory):
     """Drafts by name: one that knows nothing, one that says what the target does."""
-    register_draft("other", capture_decoder(tiny_model(layers=1, seed=5, dtype=torch.float32), LOOP))
+    register_draft(
+        "other", capture_decoder(tiny_model(layers=1, seed=5, dtype=torch.float32), LOOP)
+    )
     perfect = tiny_model(layers=2, dtype=torch.float32)
     state = target.decoder.state_dict()
     perfect.decoder.load_state_dict({name: state[name] for name in perfect.decoder.state_dict()})
@@ -85,7 +87,10 @@ GREEDY = {
     "layers, published tree": {"draft": "layers", "tree": "chimera"},
     "another model": {"draft": "model", "source": "other", "draft_length": 3},
     "another model, several": {
-        "draft": "model", "source": "other", "draft_length": 2, "num_drafts": 3,
+        "draft": "model",
+        "source": "other",
+        "draft_length": 2,
+        "num_drafts": 3,
     },
     "perfect model": {"draft": "model", "source": "perfect", "draft_length": 5},
     "chimera": {"draft": "chimera", "draft_length": 4},
@@ -152,8 +157,9 @@ def test_streams_runs(program, request_, expected, tmp_path):
         alone = {name: value[:1].numpy() for name, value in request_.items()}
         parts = list(session.stream(**alone))
     assert len(parts) < expected.shape[1]
-    np.testing.assert_array_equal(np.concatenate(parts, 1), expected[:1, : sum(
-        part.shape[1] for part in parts)].numpy())
+    np.testing.assert_array_equal(
+        np.concatenate(parts, 1), expected[:1, : sum(part.shape[1] for part in parts)].numpy()
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from optimize.passes.drafts.judge_head import JudgeHead, load_judge, save_judge
 from optimize.recipes.fit.judge import (
     Examples,
-    JudgeHead,
     area_under_curve,
     fit_judge,
     fit_linear,
     folded,
-    load_judge,
-    save_judge,
     threshold_for,
     weighted_loss,
 )
