@@ -191,7 +191,7 @@ def with_rounds(prefill: Graph, plan: Round, pad_token: int) -> Graph:
     made = builder.inline(prefill, inputs)
     outputs: dict[str, fx.Node] = {}
     for name, node in made.items():
-        if CACHE.fullmatch(name):
+        if CACHE.fullmatch(name) and not name.startswith("draft_"):
             outputs[name] = record(builder, lambda rows: _with_room(rows, plan.tree.size), node)
         elif name != "tokens":
             outputs[name] = node
