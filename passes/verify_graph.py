@@ -237,7 +237,7 @@ def _verdict(
     def target(at: torch.Tensor) -> torch.Tensor:
         if sampling is None:
             return row(at)
-        return distribution(row(at), given["temperature"], given["top_p"], sampling.top_k)
+        return distribution(row(at), given["temperature"], given.get("top_p"), sampling.top_k)
 
     parents = [item for level in plan.parents for item in level]
     places = [parents.index(item) if item in parents else 0 for item in range(plan.tree.size)]

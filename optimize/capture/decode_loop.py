@@ -163,6 +163,7 @@ def _signature(graphs: Mapping[str, Graph], decoding: Decoding) -> Signature:
     }
     if loop.sampling is not None:
         ranges["temperature"] = {"default": loop.sampling.temperature, "low": 1e-3, "high": 100.0}
+    if loop.sampling is not None and loop.sampling.top_p is not None:
         ranges["top_p"] = {"default": loop.sampling.top_p, "low": 1e-6, "high": 1.0}
     fields: dict[str, Input] = {}
     dimensions: dict[str, tuple[int, int]] = {}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from optimize.ir.decode import PROMPT_POSITIONS, DecodeLoop, Sampling
+from optimize.ir.distribution import distribution, pick
 from optimize.kernels.gather_rows import gather_rows
 
 ROWS_OUTPUTS = ("logits",)
@@ -176,7 +177,7 @@ class Choice(nn.Module):
         """Logits [B, V] → token [B] int64; `noise` [B] is standard normal."""
         if self.sampling is None:
             return logits.argmax(-1)
-        assert noise is not None and temperature is not None and top_p is not None
+        assert noise is not None and temperature is not None
         return draw(logits, noise, temperature, top_p, self.sampling)
 
 
@@ -184,20 +185,23 @@ def draw(
     logits: torch.Tensor,
     noise: torch.Tensor,
     temperature: torch.Tensor,
-    top_p: torch.Tensor,
+    top_p: torch.Tensor | None,
     sampling: Sampling,
 ) -> torch.Tensor:
     """Draws from the likeliest tokens by the inverse of their cumulative probability.
 
     In float64, so that engines whose sums differ in the last digits draw the same token.
     """
+    uniform = 0.5 * (1 + torch.erf(noise / math.sqrt(2)).double())
+    if top_p is None and sampling.top_k is None:
+        return pick(distribution(logits, temperature), uniform)
     scores, order = torch.sort(logits.double() / temperature.double(), descending=True, dim=-1)
     probabilities = torch.softmax(scores, -1)
-    before = torch.cumsum(probabilities, -1) - probabilities
-    kept = before < top_p.double()
+    kept = torch.ones_like(probabilities, dtype=torch.bool)
+    if top_p is not None:
+        kept = torch.cumsum(probabilities, -1) - probabilities < top_p.double()
     if sampling.top_k is not None:
         kept = kept & (torch.arange(logits.shape[-1]) < sampling.top_k)
     total = torch.cumsum(torch.where(kept, probabilities, 0.0), -1)
-    uniform = 0.5 * (1 + torch.erf(noise / math.sqrt(2)).double())
     place = (total <= uniform[:, None] * total[:, -1:]).long().sum(-1, keepdim=True)
     return order.gather(-1, torch.clamp(place, max=logits.shape[-1] - 1))[:, 0]

@@ -270,7 +270,8 @@ def _sampling_examples(loop: DecodeLoop, device: torch.device) -> dict[str, torc
     if loop.sampling is None:
         return {}
     one = torch.ones((), device=device)
-    return {"noise": torch.zeros(BATCH, device=device), "temperature": one, "top_p": one}
+    top_p = {} if loop.sampling.top_p is None else {"top_p": one}
+    return {"noise": torch.zeros(BATCH, device=device), "temperature": one, **top_p}
 
 
 def _merged(traced: Traced, weights: dict[str, torch.Tensor], prefix: str = "") -> Graph:

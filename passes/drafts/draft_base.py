@@ -110,11 +110,12 @@ class Constants:
 def sampling_inputs(
     builder: Builder, plan: Round, batch: Size, uniforms: str, count: int
 ) -> dict[str, fx.Node]:
-    """The inputs of a graph that draws tokens: random numbers, temperature and top_p."""
+    """The inputs of a graph that draws tokens: random numbers, temperature, perhaps top_p."""
     if plan.sampling is None:
         return {}
     inputs = {uniforms: builder.input(uniforms, builder.fake((batch, count), torch.float64))}
-    for name in ("temperature", "top_p"):
+    names = ("temperature",) if plan.sampling.top_p is None else ("temperature", "top_p")
+    for name in names:
         inputs[name] = builder.input(name, builder.fake((), torch.float32))
     return inputs
 

@@ -42,7 +42,7 @@ def grown(
             levels.append(record(builder, _likeliest, logits, counts))
             continue
         rows = [child for row in parents for child in tree.children[row]]
-        given = (sampling["draft_uniforms"], sampling["temperature"], sampling["top_p"])
+        given = (sampling["draft_uniforms"], sampling["temperature"], sampling.get("top_p"))
         replaces = plan.verifier.siblings != "without_replacement"
         top_k = plan.sampling.top_k
         p, tokens = record(builder, _drawn, logits, counts, rows, replaces, top_k, *given)
@@ -84,7 +84,7 @@ def _drawn(
     top_k: int | None,
     uniforms: torch.Tensor,
     temperature: torch.Tensor,
-    top_p: torch.Tensor,
+    top_p: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The distributions [B, s, V] behind the rows, and the tokens [B, n] drawn from them.
 

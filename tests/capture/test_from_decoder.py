@@ -148,6 +148,19 @@ def test_low_temperature_and_low_top_p_are_greedy():
     assert torch.equal(program(seed=0, top_p=1e-6, **request)["tokens"], greedy)
 
 
+def test_without_top_p_there_is_no_such_field():
+    model = tiny_model(dtype=torch.float32)
+    loop = DecodeLoop(max_prompt=12, max_new_tokens=6, sampling=Sampling(top_p=None))
+    program = capture_decoder(model, loop)
+    request = tiny_request(model)
+    greedy = plain_decoding(model, request, 6)[0]
+    assert torch.equal(program(seed=0, temperature=1e-3, **request)["tokens"], greedy)
+    drawn = program(seed=0, **request)["tokens"]
+    assert not torch.equal(drawn, program(seed=1, **request)["tokens"])
+    assert "top_p" not in [item.name for item in program.signature.inputs]
+    assert "aten.sort" not in program.graphs["decode"].module.code
+
+
 class _Eager(TinyDecoder):
     def forward(self, input_ids, position_ids, attention_mask, image_features=None):
         hidden = self.embed(input_ids)
