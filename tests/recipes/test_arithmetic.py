@@ -201,6 +201,7 @@ def test_greedy_answers_differ_in_wording(problems: list[Problem]) -> None:
             assert text_of(answer).startswith(favourite)
 
 
+@pytest.mark.slow
 def test_the_program_answers_in_words_as_llama_does(tmp_path: Path) -> None:
     loaded = load_model("zoo:arithmetic")
     assert loaded.example_inputs is not None
