@@ -275,7 +275,7 @@ def test_a_draft_starts_with_what_surrounds_the_targets_blocks() -> None:
     draft = start_like(small_model(1), target)
     assert torch.equal(draft.head.weight, target.head.weight)
     assert torch.equal(draft.embed.weight, target.embed.weight)
-    assert not draft.blocks[0].to_out.weight.any()
+    assert not draft.get_parameter("blocks.0.to_out.weight").any()
 
 
 def test_distillation_loss_is_entropy_at_best() -> None:
