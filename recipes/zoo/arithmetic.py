@@ -28,7 +28,7 @@ from optimize.runtime.prompting import Prompting
 WEIGHTS_PATH = Path(__file__).with_name("arithmetic.safetensors")
 WEIGHTS_SHA256 = "b442e247a04ad631d7da6d56bce7cfb5f56ff30c7726f9b460efadc95e692f4c"
 DRAFT_WEIGHTS_PATH = Path(__file__).with_name("arithmetic_draft.safetensors")
-DRAFT_WEIGHTS_SHA256 = "705cae07fa355803af33eb3efa26e0860e8acd7cda1664001be04e8099a42da8"
+DRAFT_WEIGHTS_SHA256 = "33b9e5fcd396bb7a3147221a012870969c672fe8ebbadcef5bf8ce66cce95595"
 
 DRAFT_ROWS = 64
 """Rows for draft tokens beyond the end of the longest answer."""

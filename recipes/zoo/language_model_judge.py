@@ -64,7 +64,7 @@ def text_score(
         batch: texts that go through the model together.
     """
     nats = 0.0
-    for part in texts.split(batch):
+    for part in torch.split(texts, batch):
         logits = model.next_token_logits(part[:, :-1]).flatten(0, 1)
         nats += float(F.cross_entropy(logits, part[:, 1:].flatten(), reduction="sum"))
     scored = texts[:, 1:]
@@ -77,7 +77,7 @@ def agreement(
 ) -> Agreement:
     """Agreement after every token of texts [B, S]; `batch` go through the models together."""
     shared, same = 0.0, 0
-    for part in texts.split(batch):
+    for part in torch.split(texts, batch):
         drafted, wanted = draft.next_token_logits(part), target.next_token_logits(part)
         shared += float(torch.minimum(drafted.softmax(-1), wanted.softmax(-1)).sum())
         same += int((drafted.argmax(-1) == wanted.argmax(-1)).sum())

@@ -94,11 +94,11 @@ def load_tokenizer() -> Tokenizer:
 
 def byte_counts() -> torch.Tensor:
     """How many bytes of text each token is, [V], int64; `END` is none."""
-    tokenizer = load_tokenizer()
+    counts = torch.zeros(VOCABULARY, dtype=torch.int64)
     # Each byte is one character in the names of byte-level tokens.
-    counts = [len(tokenizer.id_to_token(token)) for token in range(VOCABULARY)]
-    counts[END] = 0
-    return torch.tensor(counts)
+    for name, token in load_tokenizer().get_vocab().items():
+        counts[token] = len(name) if token != END else 0
+    return counts
 
 
 def load_works(cache: Path | None = None) -> dict[str, str]:

@@ -51,12 +51,12 @@ class ArithmeticOptions(RunOptions):
         check_problems: held-out problems of a quality check.
     """
 
-    steps: int = 1500
+    steps: int = 500
     batch_size: int = 64
     average_decay: float = 0.99
     other_rate: float = 2e-3
     check_every: int = 250
-    draft_steps: int = 500
+    draft_steps: int = 440
     check_problems: int = 100
 
 
@@ -112,6 +112,7 @@ def main() -> None:
     options, out = options_of_command_line(ArithmeticOptions(), description)
     torch.manual_seed(options.seed)
     train(new_arithmetic(), TARGET_STYLE, options, out / WEIGHTS_PATH.name)
+    torch.manual_seed(options.seed)
     options = replace(options, steps=options.draft_steps)
     train(new_arithmetic_draft(), DRAFT_STYLE, options, out / DRAFT_WEIGHTS_PATH.name)
 

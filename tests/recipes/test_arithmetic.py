@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -177,7 +178,9 @@ def test_the_tokenizer_reads_words_as_tokens() -> None:
     ],
     ids=["target", "draft"],
 )
-def test_shipped_weights_and_their_record_belong_together(path, digest, loaded) -> None:
+def test_shipped_weights_and_their_record_belong_together(
+    path: Path, digest: str, loaded: Callable[[], RotaryLanguageModel]
+) -> None:
     record = json.loads(path.with_suffix(".json").read_text())
     assert record["sha256"] == digest
     assert record["parameters"] == sum(item.numel() for item in loaded().parameters())
@@ -198,6 +201,7 @@ def test_greedy_answers_differ_in_wording(problems: list[Problem]) -> None:
             assert text_of(answer).startswith(favourite)
 
 
+@pytest.mark.slow
 def test_the_program_answers_in_words_as_llama_does(tmp_path: Path) -> None:
     loaded = load_model("zoo:arithmetic")
     assert loaded.example_inputs is not None

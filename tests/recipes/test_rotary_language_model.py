@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -69,7 +71,7 @@ def test_only_distances_between_positions_matter(model: RotaryLanguageModel) -> 
     assert (near - stretched).abs().max() > 1e-3
 
 
-def test_a_program_says_what_llama_generates(model: RotaryLanguageModel, tmp_path) -> None:
+def test_a_program_says_what_llama_generates(model: RotaryLanguageModel, tmp_path: Path) -> None:
     loop = DecodeLoop(max_prompt=10, max_new_tokens=20, stop_tokens=(0,), pad_token=0)
     capture_decoder(Parts(model), loop).export(tmp_path / "bundle")
     asked = texts(3, 9)
