@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from optimize.ir.program import Program
+from optimize.measure.acceptance import acceptance
 from optimize.measure.cost import graph_bytes
-from optimize.passes.draft_figures import acceptance
 
 LONGEST = 8
 """Tokens of the drafts that are tried."""

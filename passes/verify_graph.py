@@ -159,7 +159,7 @@ def settle_graph(verify: Graph) -> Graph:
         builder.input(name, made[name].meta["val"]) for name in ("path", "rows", "emitted")
     )
     root = record(builder, torch.sub, rows, emitted)
-    dropped = {name: root for name in (None,)}
+    dropped: dict[str | None, fx.Node] = {None: root}
     outputs = {}
     lengths = _lengths_by_layer(verify)
     for name, node in made.items():
@@ -232,7 +232,7 @@ def _verdict(
     sampling = plan.sampling
 
     def row(at: torch.Tensor) -> torch.Tensor:
-        return gather_rows(logits, at[:, None], 1)[:, 0]
+        return _row_of(logits, at)
 
     def target(at: torch.Tensor) -> torch.Tensor:
         if sampling is None:
@@ -244,7 +244,7 @@ def _verdict(
 
     def draft(at: torch.Tensor) -> torch.Tensor:
         place = table(places, at).index_select(0, at)
-        return gather_rows(given["draft_probabilities"], place[:, None], 1)[:, 0]
+        return _row_of(given["draft_probabilities"], place)
 
     verifier = plan.verifier
     uniforms = given.get("uniforms")
@@ -295,14 +295,22 @@ def _settled(decoding: Decoding) -> Callable[..., dict[str, torch.Tensor]]:
     return settled
 
 
+def _row_of(rows: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """[B, V]: row at[b] of sample b of [B, S, V]."""
+    found: torch.Tensor = gather_rows(rows, at[:, None], 1)
+    return found[:, 0]
+
+
 def _kept_states(hidden: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
     """[B, R, H]: the states of the root and of the accepted path."""
     root = torch.zeros_like(path[:, :1])
-    return gather_rows(hidden, torch.cat([root, path], 1), 1)
+    kept: torch.Tensor = gather_rows(hidden, torch.cat([root, path], 1), 1)
+    return kept
 
 
 def _moved(cache: torch.Tensor, root: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
     """The cache with the rows `root + path` [B, depth] at `root + 1` and on."""
     places = torch.arange(1, path.shape[1] + 1, device=path.device)
     kept = gather_rows(cache, root[:, None] + path, 2)
-    return scatter_rows(cache, root[:, None] + places, kept, 2)
+    moved: torch.Tensor = scatter_rows(cache, root[:, None] + places, kept, 2)
+    return moved

@@ -20,6 +20,9 @@ def bench(
     warmup: Annotated[int, typer.Option(min=0, max=1000, help="Pairs before them.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to generate; of language models.")
+    ] = None,
     at_least: Annotated[
         float, typer.Option(min=0, help="Speedup to prove; below it the command exits with 1.")
     ] = 1.0,
@@ -29,7 +32,7 @@ def bench(
     with StageBar(quiet=as_json) as bar:
         bar.wait("load")
         ours, theirs = open_target(bundle, threads), open_target(baseline, threads)
-        request = _shared_request(ours, theirs, seed)
+        request = _shared_request(ours, theirs, seed, new_tokens)
         from optimize.measure.timing import compare, interleaved_seconds
 
         seconds = interleaved_seconds(
@@ -41,6 +44,7 @@ def bench(
             warmup,
             lambda done, total: bar("bench", done, total),
         )
+        decoding = [_decoding(target.answer(**request)) for target in (ours, theirs)]
     comparison = compare(seconds["bundle"], seconds["baseline"])
     speedup = comparison.speedup
     if speedup.low >= at_least and comparison.verdict != "inconclusive":
@@ -49,7 +53,7 @@ def bench(
         verdict, code = "fail", 1
     else:
         verdict, code = "inconclusive", INCONCLUSIVE
-    data = {
+    data: dict[str, Any] = {
         "speedup": speedup.value,
         "interval": [speedup.low, speedup.high],
         "at_least": at_least,
@@ -58,14 +62,46 @@ def bench(
         "engines": {"bundle": ours.engine, "baseline": theirs.engine},
         "raw_seconds": seconds,
     }
+    times = (comparison.seconds, comparison.baseline_seconds)
+    if all(decoding):
+        data["decoding"] = {
+            name: {**facts, "tokens_per_second": facts["tokens"] / spent}
+            for name, facts, spent in zip(("bundle", "baseline"), decoding, times, strict=True)
+        }
     if as_json:
         print_json(data)
     else:
         _show(ours, theirs, comparison, verdict, at_least)
+        for name, facts in data.get("decoding", {}).items():
+            console().print(_decoding_line(name, facts))
     raise typer.Exit(code)
 
 
-def _shared_request(ours: Target, theirs: Target, seed: int) -> dict[str, Any]:
+def _decoding(results: Any) -> dict[str, Any]:
+    """What a run generated: tokens and, with a draft, what was kept of it; empty of others."""
+    import numpy as np
+
+    from optimize.measure.acceptance import acceptance
+
+    if "tokens" not in results:
+        return {}
+    facts: dict[str, Any] = {"tokens": int(np.size(results["tokens"]))}
+    if "accepted" in results:
+        facts |= acceptance(np.asarray(results["accepted"]))
+    return facts
+
+
+def _decoding_line(name: str, facts: dict[str, Any]) -> str:
+    line = f"{name}: {facts['tokens_per_second']:.1f} tokens per second"
+    if "rounds" in facts:
+        rates = ", ".join(f"{rate:.2f}" for rate in facts["acceptance_rate"])
+        line += f", {facts['tokens_per_call']:.2f} per call, acceptance by position {rates}"
+    return line
+
+
+def _shared_request(
+    ours: Target, theirs: Target, seed: int, new_tokens: int | None
+) -> dict[str, Any]:
     """One request that both take, of fields drawn by seed."""
     from optimize.ir.errors import RecipeError
     from optimize.passes.calibration import Calibration, signature_request
@@ -78,7 +114,9 @@ def _shared_request(ours: Target, theirs: Target, seed: int) -> dict[str, Any]:
             f"bench: found fields {', '.join(mine)} and {', '.join(other)}, expected the same "
             "request for both; compare bundles of one model"
         )
-    request = signature_request(ours.signature, ours.loop, Calibration(seed=seed), examples, seed)
+    inputs = {} if new_tokens is None else {"max_new_tokens": new_tokens}
+    calibration = Calibration(seed=seed, inputs=inputs)
+    request = signature_request(ours.signature, ours.loop, calibration, examples, seed)
     return dict(request)
 
 

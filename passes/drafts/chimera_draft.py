@@ -180,7 +180,7 @@ class _Prefill:
             )
 
         def last(hidden: fx.Node) -> fx.Node:
-            return record(builder, _row_before, hidden, text)
+            return cast(fx.Node, record(builder, _row_before, hidden, text))
 
         hidden, logits = decoder_rows(
             builder, decoder, inputs["input_ids"], positions, attend, last
@@ -314,7 +314,8 @@ def _positions(tokens: torch.Tensor, shift: int) -> torch.Tensor:
 
 def _row_before(rows: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """[B, 1, H]: row count - 1 of each sample."""
-    return gather_rows(rows, torch.clamp(count - 1, min=0)[:, None], 1)
+    row: torch.Tensor = gather_rows(rows, torch.clamp(count - 1, min=0)[:, None], 1)
+    return row
 
 
 def _recent(tokens: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

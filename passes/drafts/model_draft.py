@@ -13,6 +13,7 @@ Source: Leviathan et al. (2023), Fast Inference from Transformers via Speculativ
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import fx
@@ -118,7 +119,7 @@ class ModelDraft:
             return builder.call(operator.getitem, call, 0)
 
         def last(hidden: fx.Node) -> fx.Node:
-            return record(builder, _last_of_run, hidden, inputs["emitted"])
+            return cast(fx.Node, record(builder, _last_of_run, hidden, inputs["emitted"]))
 
         positions = record(builder, self._positions(plan, plan.run), rows)
         _, first = decoder_rows(builder, decoder, inputs["run"], positions, write, last)
@@ -181,4 +182,5 @@ def _text_rows(tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
 def _last_of_run(hidden: torch.Tensor, emitted: torch.Tensor) -> torch.Tensor:
     """[B, 1, H]: the row of the last token that counts."""
     last = torch.clamp(emitted - 1, min=0)[:, None]
-    return gather_rows(hidden, last, 1)
+    row: torch.Tensor = gather_rows(hidden, last, 1)
+    return row
