@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 from optimize.capture.decode_loop import decode_program
 from optimize.ir.draft_tree import CHIMERA_TREE, DraftTree
 from optimize.ir.program import Program
-from optimize.passes.draft_check import draft_oracles
+from optimize.passes.draft_check import draft_oracles, drawn_oracles
 from optimize.passes.draft_figures import draft_figures
 from optimize.passes.draft_length import fitted_length
 from optimize.passes.drafts.catalog import DraftKind, draft_of, file_of
@@ -223,10 +223,11 @@ class AttachDraft(Pass):
     def oracles(
         self, before: Program, after: Program, request: Mapping[str, Any]
     ) -> list[OracleResult]:
-        """Greedy texts are the target's own, token by token, up to ties."""
-        if self.lossy or before.decoding is None or before.decoding.loop.sampling is not None:
-            return []
-        return draft_oracles(before, after, request)
+        """Greedy texts are the target's own, up to ties; draws are as the draft says they are."""
+        assert before.decoding is not None
+        if before.decoding.loop.sampling is not None:
+            return drawn_oracles(after, request)
+        return [] if self.lossy else draft_oracles(before, after, request)
 
     def figures(
         self, before: Program, after: Program, request: Mapping[str, Any]

@@ -1,6 +1,8 @@
-"""The check of a greedy draft: its text is the target's own, token by token."""
+"""Checks of an attached draft: greedy text is the target's own, draws are as the draft says."""
 
+import math
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,9 @@ import torch
 
 from optimize.ir.program import Program
 from optimize.passes.pass_base import OracleResult
+
+COPIES, MOST_SURPRISING = 64, 7.0
+"""Samples of the check of draws, and how many standard deviations they may be off."""
 
 TIE = 1e-4
 """Logits closer than this share of their range are a tie, which other shapes may round apart."""
@@ -47,3 +52,36 @@ def _is_tie(
     logits = program.decoder.run(program.weights, inputs)["logits"][0, -1].double()
     spread = float(logits.max() - logits.min())
     return abs(float(logits[pair[0]] - logits[pair[1]])) <= TIE * spread
+
+
+def drawn_oracles(after: Program, request: Mapping[str, Any]) -> list[OracleResult]:
+    """Whether a draft draws from the distribution that it hands to the verifier.
+
+    A verifier that is told another distribution than tokens were drawn from changes the text. How
+    likely the first drafted tokens behind copies of a prompt are is held against how likely drawn
+    ones would be; a token that the draft calls impossible fails at once.
+    """
+    draft = after.graphs["draft"]
+    if "draft_probabilities" not in draft.outputs or "draft_uniforms" not in draft.inputs:
+        return []
+    copies = {name: _copied(value) for name, value in request.items()}
+    run = after.prepared(copies, seed=0)
+    # A step ends where something is appended: that of the prefill, then the first round.
+    if len(list(islice(run.steps(), 2))) < 2:
+        return []
+    p = torch.from_numpy(run.read("draft_probabilities"))[:, 0]
+    tokens = torch.from_numpy(run.read("drafted"))[:, 0]
+    if bool((p.gather(1, tokens[:, None]) <= 0).any()):
+        return [OracleResult("surprise of drafted tokens", math.inf, MOST_SURPRISING)]
+    # A drawn token has probability sum p^2 on average; the likeliest has more, any old one less.
+    drawn = p.gather(1, tokens[:, None])[:, 0]
+    mean, square = (p**2).sum(1), (p**3).sum(1)
+    spread = (square - mean**2).sum().clamp(min=1e-12).sqrt()
+    surprise = ((drawn - mean).sum() / spread).abs().item()
+    return [OracleResult("surprise of drafted tokens", surprise, MOST_SURPRISING)]
+
+
+def _copied(value: Any) -> Any:
+    """The first sample of a field many times; numbers as they are."""
+    array = np.asarray(value)
+    return value if array.ndim == 0 else np.repeat(array[:1], COPIES, 0)

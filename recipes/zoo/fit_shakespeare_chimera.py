@@ -38,7 +38,7 @@ from optimize.recipes.zoo.shakespeare_data import load_shakespeare_data
 PATH = Path(__file__).with_name("shakespeare_chimera.safetensors")
 
 CONFIG = ChimeraConfig(width=128, vocabulary=1024, heads=5, mlp_width=512, head_rank=64)
-OPTIONS = FitOptions(steps=800, batch_size=8, bfloat16=True)
+OPTIONS = FitOptions(steps=600, batch_size=8, bfloat16=True)
 
 PROMPT = 32
 """Tokens of a prompt that text is generated behind."""
@@ -56,8 +56,8 @@ class TextCounts:
     """
 
     length: int = 160
-    corpus: int = 600
-    greedy: int = 300
+    corpus: int = 400
+    greedy: int = 700
     drawn: int = 300
     held_out: int = 48
     temperature: float = 0.7
