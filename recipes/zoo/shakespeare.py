@@ -26,7 +26,7 @@ from optimize.recipes.zoo.word_tokenizer import TOKENIZER_FILE
 from optimize.runtime.prompting import Prompting
 
 WEIGHTS_PATH = Path(__file__).with_name("shakespeare.safetensors")
-WEIGHTS_SHA256 = "ba43000845439854a0ada7f1a2a7658afd6ef3dd51605175f4a76aeda4b67cc8"
+WEIGHTS_SHA256 = "680904f63fdaed6e2000cbdf3440162fd254f8b5bcf24f05a764c78c1ce8ea1a"
 DRAFT_WEIGHTS_PATH = Path(__file__).with_name("shakespeare_draft.safetensors")
 DRAFT_WEIGHTS_SHA256 = "8f41ec533a4a0aa6e72ca30e4855b04491165e86c9a69ae104ea3f632b75a560"
 

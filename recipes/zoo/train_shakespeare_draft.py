@@ -47,7 +47,7 @@ class DistillationOptions(RunOptions):
         check_windows: held-out windows of a quality check.
     """
 
-    steps: int = 500
+    steps: int = 800
     batch_size: int = 32
     other_rate: float = 2e-3
     average_decay: float = 0.99
@@ -59,7 +59,7 @@ class DistillationOptions(RunOptions):
     refused_share: float = 0.5
     compiled: bool = True
     check_windows: int = 64
-    check_every: int = 100
+    check_every: int = 200
 
 
 def distillation_loss(
