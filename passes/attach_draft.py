@@ -266,9 +266,11 @@ class AttachDraft(Pass):
             return verifier("judge", threshold=head.threshold, stop_tokens=stops, sampled=sampled)
         if not sampled:
             return verifier("greedy")
-        if self.tree is not None:
-            return verifier("recursive", without_replacement=True)
-        return verifier(self.verifier or ("exact" if self.num_drafts == 1 else "kseq"))
+        usual = "exact" if self.num_drafts == 1 else "kseq"
+        name = self.verifier or (usual if self.tree is None else "recursive")
+        if name == "recursive":
+            return verifier(name, without_replacement=self.tree is not None)
+        return verifier(name)
 
 
 def load_judge_of(source: str, program: Program) -> JudgeHead:

@@ -11,7 +11,7 @@ import torch
 from optimize.ir.program import Program
 from optimize.passes.pass_base import OracleResult
 
-COPIES, MOST_SURPRISING = 64, 7.0
+COPIES, MOST_SURPRISING = 128, 6.0
 """Samples of the check of draws, and how many standard deviations they may be off."""
 
 TIE = 1e-4

@@ -4,15 +4,20 @@ import pytest
 import torch
 
 from optimize.api import apply_recipe
+from optimize.capture.from_decoder import capture_decoder
+from optimize.ir.decode import DecodeLoop
 from optimize.ir.program import Program
 from optimize.passes.calibration import requests
 from optimize.recipes.recipe import Recipe, names
+from optimize.recipes.zoo.tiny_decoder import tiny_model
 from tests.passes.tiny_llava import llava_program
 from tests.passes.tiny_video import tiny_video
 
 
 def program_for(name: str) -> Program:
     """A program of the kind that a recipe is for."""
+    if name.startswith("llm-"):
+        return capture_decoder(tiny_model(dtype=torch.float32), DecodeLoop(32, 16))
     return llava_program() if name.startswith("vlm-") else tiny_video(steps=12)
 
 
@@ -37,3 +42,11 @@ def test_the_vision_language_recipe_keeps_fewer_image_tokens_in_later_layers() -
     assert record.oracles["identity"] == 0.0
     assert 0.0 <= record.details["token_match"] <= 1.0
     assert record.flops_after < record.flops_before
+
+
+def test_the_language_recipe_attaches_what_pays_and_says_why_not() -> None:
+    before = capture_decoder(tiny_model(dtype=torch.float32), DecodeLoop(32, 16))
+    after = apply_recipe(before, Recipe.load("llm-fast"))
+    assert len(after.history) == 2
+    for record in after.history:
+        assert record.declined is None or "does not pay" in record.declined
