@@ -28,7 +28,7 @@ from optimize.runtime.prompting import Prompting
 WEIGHTS_PATH = Path(__file__).with_name("shakespeare.safetensors")
 WEIGHTS_SHA256 = "680904f63fdaed6e2000cbdf3440162fd254f8b5bcf24f05a764c78c1ce8ea1a"
 DRAFT_WEIGHTS_PATH = Path(__file__).with_name("shakespeare_draft.safetensors")
-DRAFT_WEIGHTS_SHA256 = "8f41ec533a4a0aa6e72ca30e4855b04491165e86c9a69ae104ea3f632b75a560"
+DRAFT_WEIGHTS_SHA256 = "bb409dac5ad688f3ee2579e294d5480fcbd12e85c04a8aa09905ae2f4c7e00bf"
 
 MAX_POSITIONS = 512
 WIDTH = 128
