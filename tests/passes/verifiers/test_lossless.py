@@ -25,14 +25,14 @@ CASES = {
 }
 
 
-def _outcome(name, p, q):
+def outcome_of(name, p, q):
     verifier, tree, branches, without_replacement = CASES[name]
     return Outcome(verifier, tree, p, q, all_drafts(tree, p, without_replacement), branches)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_text_has_the_distribution_of_the_target(name):
-    outcome = _outcome(name, *tables(3, seed=1))
+    outcome = outcome_of(name, *tables(3, seed=1))
     assert outcome.weights.sum() == pytest.approx(1, abs=1e-12)
     assert outcome.emitted == outcome.expected
     assert outcome.error() < 1e-12
@@ -44,7 +44,7 @@ def test_tokens_that_draft_or_target_exclude(name):
     p, q = tables(3, seed=2)
     p[0], q[0] = [0.5, 0.5, 0], [0, 0.4, 0.6]
     q[1] = [0, 0, 1]
-    outcome = _outcome(name, p, q)
+    outcome = outcome_of(name, p, q)
     assert outcome.emitted == outcome.expected
     assert outcome.error() < 1e-12
 
@@ -52,7 +52,7 @@ def test_tokens_that_draft_or_target_exclude(name):
 @pytest.mark.parametrize("name", [name for name in CASES if name != "without"])
 def test_drafts_from_the_target_are_all_accepted(name):
     q, _ = tables(3, seed=3)
-    outcome = _outcome(name, q, q)
+    outcome = outcome_of(name, q, q)
     full = outcome.verdict.accepted.numpy() == outcome.tree.depth
     # In a branching tree the first child is accepted, and it is the one that goes on.
     assert full[outcome.weights > 1e-15].all()
@@ -61,7 +61,7 @@ def test_drafts_from_the_target_are_all_accepted(name):
 
 @pytest.mark.parametrize("name", ["exact", "block", "kseq", "recursive"])
 def test_a_draft_that_shares_no_token_with_the_target(name):
-    outcome = _outcome(name, constant([0.5, 0.5, 0]), constant([0, 0, 1]))
+    outcome = outcome_of(name, constant([0.5, 0.5, 0]), constant([0, 0, 1]))
     assert outcome.accepted == 0
     assert set(outcome.verdict.token.tolist()) == {2}
 

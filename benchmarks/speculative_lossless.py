@@ -1,0 +1,94 @@
+"""Whether drafts leave the text alone: by enumeration, on a thousand texts, and over a long time."""
+
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from parts import Figures
+from speculative_timing import Sessions, with_draft
+
+from optimize.capture.from_decoder import Parts, capture_decoder
+from optimize.ir.decode import DecodeLoop
+from optimize.passes.drafts.catalog import register_draft
+from optimize.recipes.zoo.arithmetic import load_arithmetic, load_arithmetic_draft
+from optimize.recipes.zoo.arithmetic_data import (
+    END,
+    LONGEST_ANSWER,
+    PROMPT_TOKENS,
+    draw_problems,
+)
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.passes.verifiers.enumerated import tables  # noqa: E402
+from tests.passes.verifiers.test_lossless import CASES, outcome_of  # noqa: E402
+
+TABLES = 4
+TEXTS, BATCH, LONG_RUN = 1000, 100, 10_000
+THREADS = 1
+
+
+def lossless() -> Figures:
+    """The largest error of any verifier, equal greedy texts, and what a long run leaves behind."""
+    torch.set_num_threads(THREADS)
+    return {"lossless_error_max": _largest_error(), **_texts()}
+
+
+def _largest_error() -> float:
+    """Over random Markov tables: |distribution of three tokens - the target's|."""
+    errors = []
+    for name in CASES:
+        for seed in range(TABLES):
+            p, q = tables(3, seed)
+            errors.append(outcome_of(name, p, q).error())
+    return float(max(errors))
+
+
+def _texts() -> Figures:
+    """zoo:arithmetic with three kinds of drafts, in batches whose samples go on at their own pace."""
+    import random
+
+    loop = DecodeLoop(PROMPT_TOKENS, LONGEST_ANSWER, stop_tokens=(END,), pad_token=END)
+    register_draft("worker", capture_decoder(Parts(load_arithmetic_draft()), loop))
+    program = capture_decoder(Parts(load_arithmetic()), loop)
+    model = {"draft": "model", "source": "worker"}
+    drafts = {
+        "chain": {**model, "draft_length": 4},
+        "tree": {**model, "tree": ("0", "1", "00", "01", "000")},
+        "lookup": {"draft_length": 3},
+    }
+    problems = draw_problems(TEXTS, random.Random(7), held_out=True)
+    prompts = np.array([problem.prompt for problem in problems])
+    programs = {"plain": program} | {k: with_draft(program, o) for k, o in drafts.items()}
+    equal = dict.fromkeys(drafts, 0)
+    with Sessions(programs, THREADS) as sessions:
+        ways = sessions.ways()
+        for first in range(0, TEXTS, BATCH):
+            batch = prompts[first : first + BATCH]
+            expected = ways["plain"](batch, 0)
+            for name in drafts:
+                found = ways[name](batch, 0)
+                shared = min(found.shape[1], expected.shape[1])
+                same = (found[:, :shared] == expected[:, :shared]).all(1)
+                equal[name] += int(same.sum()) if found.shape == expected.shape else 0
+        growth, tokens = _growth(ways["chain"], prompts)
+    return {
+        **{f"greedy_equal_{name}": count for name, count in equal.items()},
+        "greedy_prompts": TEXTS,
+        "memory_growth_mib": growth,
+        "memory_tokens": tokens,
+    }
+
+
+def _growth(way: object, prompts: np.ndarray) -> tuple[float, int]:  # type: ignore[type-arg]
+    """MiB by which the largest size of the process grew over many requests of one session."""
+    assert callable(way)
+    for number in range(20):
+        way(prompts[number : number + 1], 0)
+    before, tokens, number = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0, 0
+    while tokens < LONG_RUN:
+        tokens += way(prompts[number % TEXTS : number % TEXTS + 1], 0).size
+        number += 1
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (after - before) / 1024, tokens
