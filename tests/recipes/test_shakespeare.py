@@ -165,7 +165,7 @@ def test_shipped_weights_and_their_record_belong_together(
 
 def test_the_model_foretells_a_play_it_never_saw(model: RotaryLanguageModel) -> None:
     score = text_score(model, windows_of(load_held_out_play(), 8, 257), byte_counts())
-    assert score.nats_per_byte < 1.60
+    assert score.nats_per_byte < 1.5
     assert 0.3 < score.nats_per_byte / score.nats_per_token < 0.5
 
 
@@ -185,8 +185,8 @@ def test_the_draft_foretells_the_model(
     model: RotaryLanguageModel, draft: RotaryLanguageModel
 ) -> None:
     found = agreement(draft, model, windows_of(load_held_out_play(), 8, 256))
-    assert found.acceptance_rate > 0.6
-    assert found.same_likeliest > 0.4
+    assert found.acceptance_rate > 0.64
+    assert found.same_likeliest > 0.5
 
 
 def test_the_models_are_llamas(model: RotaryLanguageModel, draft: RotaryLanguageModel) -> None:
