@@ -7,13 +7,14 @@ functional and may not look at values.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from optimize.ir.builder import Builder
 
@@ -28,10 +29,33 @@ def record(builder: Builder, function: Callable[..., Any], *arguments: Any) -> A
             they are.
     """
     recorder = _Recorder(builder)
+    whole = _Whole(recorder)
     values = pytree.tree_map_only(fx.Node, recorder.entered, arguments)
-    with torch.no_grad(), builder.fake_mode, recorder:
+    with torch.no_grad(), builder.fake_mode, recorder, whole:
         result = function(*values)
     return pytree.tree_map_only(torch.Tensor, recorder.node_of, result)
+
+
+WHOLE: Mapping[Any, Any] = {
+    torch.nn.functional.linear: torch.ops.aten.linear.default,
+    torch.nn.functional.rms_norm: torch.ops.aten.rms_norm.default,
+}
+"""Functions that stay one node: engines have kernels for them, not for their parts."""
+
+
+class _Whole(TorchFunctionMode):
+    """Keeps the functions of `WHOLE` from being taken apart."""
+
+    def __init__(self, recorder: "_Recorder") -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in WHOLE:
+            return self._recorder.whole(WHOLE[func], args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -58,6 +82,18 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        self.add(func, args, kwargs, result)
+        return result
+
+    def whole(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls an op and makes one node of it, whatever it is composed of."""
+        with _disable_current_modes(), self._builder.fake_mode:
+            result = op(*args, **kwargs)
+        self.add(op, args, kwargs, result)
+        return result
+
+    def add(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Makes the node of a call and of what it returned."""
         mapped_args, mapped_kwargs = pytree.tree_map(self._argument, (args, kwargs))
         call = self._builder.graph.call_function(func, tuple(mapped_args), mapped_kwargs)
         call.meta["val"] = result
@@ -69,7 +105,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     part = self._builder.graph.call_function(operator.getitem, (call, place))
                     part.meta["val"] = item
                     self._nodes[id(item)] = (item, part)
-        return result
 
     def _argument(self, item: Any) -> Any:
         if isinstance(item, torch.Tensor):

@@ -20,12 +20,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, rms_norm, silu
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Query, key and value of draft rows, all [B, N, S, D], to what they attend to, [B, N, S, D]."""
@@ -182,6 +182,19 @@ class Chimera(nn.Module):
         result: torch.Tensor = head(torch.cat([hidden, fused], -1), self.lm_head)
         return result
 
+    def with_whole_heads(self) -> Chimera:
+        """The same draft, each of its heads one matrix [V, 2H]: more memory, fewer products."""
+        whole = Chimera(replace(self.config, head_rank=None), self.embedding, self.lm_head)
+        state = {name: value for name, value in self.state_dict().items() if name[:6] != "heads."}
+        for number, item in enumerate(self.heads):
+            head = cast(_Head, item)
+            state[f"heads.{number}.whole"] = head.matrix(self.lm_head)
+            if head.residual is not None and head.bias is not None:
+                state[f"heads.{number}.residual"] = head.residual
+                state[f"heads.{number}.bias"] = head.bias
+        whole.load_state_dict(state)
+        return whole.eval()
+
     def embed(self, windows: torch.Tensor) -> torch.Tensor:
         """[B, S, 3H] embeddings of token windows [B, S, 3], as `trigram` takes them."""
         return self.embedding[windows].flatten(2)
@@ -201,8 +214,7 @@ class Chimera(nn.Module):
         return pieces[piece](*arguments)
 
     def _normed(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        mean = (rows * rows).mean(-1, keepdim=True)
-        return rows * torch.rsqrt(mean + self.config.epsilon) * weight
+        return rms_norm(rows, (rows.shape[-1],), weight, self.config.epsilon)
 
     def _split(self, rows: torch.Tensor) -> torch.Tensor:
         heads = (self.config.attention_heads, self.config.head_size)
@@ -240,6 +252,17 @@ class _Head(nn.Module):
         if config.residual_heads:
             self.residual = nn.Parameter(torch.zeros(2 * width, 2 * width, dtype=dtype))
             self.bias = nn.Parameter(torch.zeros(2 * width, dtype=dtype))
+
+    @torch.no_grad()
+    def matrix(self, lm_head: torch.Tensor) -> torch.Tensor:
+        """[V, 2H], what the head multiplies with."""
+        if self.whole is not None:
+            return self.whole
+        assert self.mix is not None
+        matrix = lm_head @ self.mix
+        if self.rank_in is not None and self.rank_out is not None:
+            matrix = matrix + self.rank_out @ self.rank_in
+        return matrix
 
     def forward(self, rows: torch.Tensor, lm_head: torch.Tensor) -> torch.Tensor:
         """[B, S, V] of rows [B, S, 2H]."""

@@ -42,6 +42,9 @@ from optimize.passes.drafts.growing import grown
 
 PREFIX = "chimera."
 
+WHOLE_HEAD = 2**20
+"""Most elements of a head that is multiplied out: so small a matrix is read faster than three."""
+
 
 @dataclass(frozen=True)
 class TargetTables:
@@ -112,7 +115,9 @@ class ChimeraDraft:
         tables = target_tables(program.decoder)
         assert tables is not None
         weights = program.weights
-        return load_chimera(self.path, weights[tables.embedding], weights[tables.lm_head])
+        chimera = load_chimera(self.path, weights[tables.embedding], weights[tables.lm_head])
+        size = 2 * chimera.config.width * chimera.config.vocabulary
+        return chimera.with_whole_heads() if size <= WHOLE_HEAD else chimera
 
 
 class Pieces:

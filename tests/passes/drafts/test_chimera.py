@@ -110,7 +110,9 @@ def test_pieces_become_nodes_of_a_graph_with_any_batch(options: dict[str, Any]) 
             key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
             return scaled_dot_product_attention(query, key, value)
 
-        fused = call("fuse", call("trigram", embedded), positions + 4, attend)
+        trigrams = call("trigram", embedded)
+        attended = attend(*call("project", trigrams, positions + 4))
+        fused = call("finish", trigrams, attended)
         result: torch.Tensor = call("logits", hidden, fused, 1)
         return result
 
@@ -200,3 +202,13 @@ def test_tables_of_another_size_are_refused() -> None:
         Chimera(config, torch.ones(9, WIDTH), torch.ones(VOCABULARY, WIDTH))
     with pytest.raises(ValueError, match="piece: found 'other'"):
         draft()("other")
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_whole_heads_say_the_same(options: dict[str, Any]) -> None:
+    chimera = draft(**options)
+    whole = chimera.with_whole_heads()
+    hidden, fused = rows(2, 3, WIDTH), rows(2, 3, WIDTH, seed=2)
+    for depth in range(chimera.config.heads):
+        expected = chimera.logits(hidden, fused, depth)
+        torch.testing.assert_close(whole.logits(hidden, fused, depth), expected)
