@@ -42,6 +42,20 @@ def lossless() -> Figures:
     return speculative_lossless.lossless()
 
 
+def drawn() -> Figures:
+    """Drawn texts of every verifier against the enumerated distribution of the target's."""
+    import speculative_drawn
+
+    return speculative_drawn.drawn_texts()
+
+
+def batches() -> Figures:
+    """zoo:shakespeare in batches of 1, 4 and 16 prompts of unequal length."""
+    import speculative_batches
+
+    return speculative_batches.batches()
+
+
 def judge() -> Figures:
     """zoo:arithmetic: accepted tokens and right answers with a judge and without."""
     import speculative_judge
@@ -57,7 +71,8 @@ def allocation() -> Figures:
 
 
 PARTS: dict[str, Callable[[], Figures]] = {
-    part.__name__: part for part in (loop, greedy, sampled, lossless, judge, allocation)
+    part.__name__: part
+    for part in (loop, greedy, sampled, batches, lossless, drawn, judge, allocation)
 }
 
 

@@ -32,12 +32,13 @@ RARE = 5.0
 
 def pair() -> tuple[TinyModel, TinyModel]:
     """A target of two layers and the first of them as draft, right about every second time."""
-    shape = {"width": 16, "heads": 2, "groups": 1, "dtype": torch.float32}
+    shape: dict[str, Any] = {"width": 16, "heads": 2, "groups": 1, "dtype": torch.float32}
     target, draft = tiny_model(layers=2, **shape), tiny_model(layers=1, **shape)
     state = target.decoder.state_dict()
     draft.decoder.load_state_dict({name: state[name] for name in draft.decoder.state_dict()})
+    last: Any = target.decoder.blocks[1]
     with torch.no_grad():
-        for linear in (target.decoder.blocks[1].out, target.decoder.blocks[1].down):
+        for linear in (last.out, last.down):
             linear.weight *= 0.5
     return target, draft
 
