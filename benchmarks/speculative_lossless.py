@@ -1,5 +1,6 @@
 """Whether drafts leave texts alone: by enumeration, on a thousand texts, and over a long time."""
 
+import gc
 import random
 import resource
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from parts import Figures
 from speculative_equality import compared
-from speculative_timing import Sessions, with_draft
+from speculative_timing import Sessions, Tokens, Way, with_draft
 
 from optimize.capture.from_decoder import Parts, capture_decoder
 from optimize.ir.decode import DecodeLoop
@@ -83,14 +84,19 @@ def _texts() -> Figures:
     }
 
 
-def _growth(way: object, prompts: np.ndarray) -> tuple[float, int]:  # type: ignore[type-arg]
-    """MiB by which the largest size of the process grew over many requests of one session."""
-    assert callable(way)
+def _growth(way: Way, prompts: Tokens) -> tuple[float, int]:
+    """MiB that the process holds more after many requests of one session, and their tokens."""
     for number in range(20):
         way(prompts[number : number + 1], 0)
-    before, tokens, number = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0, 0
+    before, tokens, number = _resident_mib(), 0, 0
     while tokens < LONG_RUN:
         tokens += way(prompts[number % TEXTS : number % TEXTS + 1], 0).size
         number += 1
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (after - before) / 1024, tokens
+    return _resident_mib() - before, tokens
+
+
+def _resident_mib() -> float:
+    """What the process holds now; its high-water mark would hide a leak below earlier batches."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
