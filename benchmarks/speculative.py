@@ -14,11 +14,14 @@ from parts import Figures, run_parts
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
-def loop() -> Figures:
-    """A perfect draft: what the loop loses of the arithmetic ideal, and what transformers does."""
+def loop(width: int = 1024) -> Figures:
+    """A perfect draft: what the loop loses of the arithmetic ideal, and what transformers does.
+
+    A narrower model, as of `--part loop 256`, is quick and shows only that the code runs.
+    """
     import speculative_loop
 
-    return speculative_loop.loop_overhead()
+    return speculative_loop.loop_overhead(width)
 
 
 def greedy() -> Figures:
@@ -42,6 +45,20 @@ def lossless() -> Figures:
     return speculative_lossless.lossless()
 
 
+def drawn() -> Figures:
+    """Drawn texts of every verifier against the enumerated distribution of the target's."""
+    import speculative_drawn
+
+    return speculative_drawn.drawn_texts()
+
+
+def batches() -> Figures:
+    """zoo:shakespeare in batches of 1, 4 and 16 prompts of unequal length."""
+    import speculative_batches
+
+    return speculative_batches.batches()
+
+
 def judge() -> Figures:
     """zoo:arithmetic: accepted tokens and right answers with a judge and without."""
     import speculative_judge
@@ -56,8 +73,9 @@ def allocation() -> Figures:
     return speculative_gvm.allocation()
 
 
-PARTS: dict[str, Callable[[], Figures]] = {
-    part.__name__: part for part in (loop, greedy, sampled, lossless, judge, allocation)
+PARTS: dict[str, Callable[..., Figures]] = {
+    part.__name__: part
+    for part in (loop, greedy, sampled, batches, lossless, drawn, judge, allocation)
 }
 
 

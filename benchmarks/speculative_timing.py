@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from optimize.ir.program import Program
 from optimize.measure.acceptance import acceptance
 from optimize.passes.attach_draft import AttachDraft
-from optimize.runtime import load
+from optimize.runtime import Session, load
 
 Tokens = NDArray[np.int64]
 Way = Callable[[Tokens, int], Tokens]
@@ -53,6 +53,10 @@ class Sessions:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def session(self, name: str) -> Session:
+        """One of them as it is."""
+        return self._sessions[name]
 
     def way(self, name: str) -> Way:
         """Runs one of them."""
