@@ -17,7 +17,10 @@ MODELS: dict[str, Callable[[], RotaryLanguageModel]] = {
     "arithmetic-draft": load_arithmetic_draft,
     "shakespeare-draft": load_shakespeare_draft,
 }
-FILES = {"shakespeare-chimera": Path(__file__).with_name("shakespeare_chimera.safetensors")}
+FILES = {
+    "arithmetic-judge": Path(__file__).with_name("arithmetic_judge.safetensors"),
+    "shakespeare-chimera": Path(__file__).with_name("shakespeare_chimera.safetensors"),
+}
 
 
 def load_zoo_draft(name: str, loop: DecodeLoop) -> Program | Path:

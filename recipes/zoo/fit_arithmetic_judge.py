@@ -2,9 +2,9 @@
 
     python -m optimize.recipes.zoo.fit_arithmetic_judge --out recipes/zoo/arithmetic_judge.safetensors
 
-The draft answers questions in its own words, and the task's program marks the first mistake of each
-answer: what stands before it is right, the mistake itself is wrong, what follows has no label. So
-the head learns from text as it will judge it. Source: Bachmann et al. (2025), section 3.
+The draft answers questions in its own words, and the task's program marks the first mistake of
+each answer: what stands before it is right, the mistake itself is wrong, what follows has no label.
+So the head learns from text as it will judge it. Source: Bachmann et al. (2025), section 3.
 """
 
 from __future__ import annotations
