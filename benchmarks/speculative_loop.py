@@ -113,10 +113,9 @@ def _efficiency(ways: dict[str, Way], prompt: Tokens, length: int) -> float:
     Raises:
         RuntimeError: the texts differ.
     """
-    ratios = []
-    for _ in range(REPEATS):
-        seconds, tokens = seconds_per_token(ways, [prompt])
-        if not np.array_equal(tokens["plain"][0], tokens["draft"][0]):
+    seconds, tokens = seconds_per_token(ways, [prompt] * REPEATS)
+    for plain, drafted in zip(tokens["plain"], tokens["draft"], strict=True):
+        if not np.array_equal(plain, drafted):
             raise RuntimeError("loop: found different texts, expected that of plain decoding")
-        ratios.append(seconds["plain"][0] / seconds["draft"][0])
-    return statistics.median(ratios) / ideal(length)
+    pairs = zip(seconds["plain"], seconds["draft"], strict=True)
+    return statistics.median(plain / own for plain, own in pairs) / ideal(length)

@@ -94,14 +94,15 @@ def seconds_per_token(
     tokens: dict[str, list[Tokens]] = {name: [] for name in ways}
     for seed, prompt in enumerate(prompts):
         spent: dict[str, list[float]] = {name: [] for name in ways}
+        made: dict[str, Tokens] = {}
         for _ in range(repeats):
             for name, way in ways.items():
                 start = time.perf_counter()
-                made = way(prompt, seed)
-                spent[name].append((time.perf_counter() - start) / made.size)
+                made[name] = way(prompt, seed)
+                spent[name].append((time.perf_counter() - start) / made[name].size)
         for name in ways:
             seconds[name].append(statistics.median(spent[name]))
-            tokens[name].append(ways[name](prompt, seed))
+            tokens[name].append(made[name])
     return seconds, tokens
 
 
