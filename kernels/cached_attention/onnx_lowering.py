@@ -2,8 +2,8 @@
 
 One new row in single or half precision is ONNX Runtime's GroupQueryAttention, which writes the row
 into the caches where input and output are bound to the same memory, and reads the rows in use only.
-Its CPU kernel takes several new rows for a batch of 1 only. They, and other precisions, are
-standard ops: ScatterND, a mask, Attention.
+Its CPU kernel takes several new rows for a batch of 1 only, and heads of a multiple of 8. Whatever
+else there is, other precisions too, is standard ops: ScatterND, a mask, Attention.
 """
 
 from optimize.kernels.onnx_ops import OnnxOps, Size, Value
@@ -29,7 +29,8 @@ def lower(
     count = ops.sizes(query)[2]
     widths = [ops.sizes(item)[3] for item in (query, value)]
     alone = sees is None and count == 1
-    if alone and ops.dtype(query) in GROUPED and widths[0] == widths[1]:
+    fits = widths[0] == widths[1] and isinstance(widths[0], int) and widths[0] % 8 == 0
+    if alone and fits and ops.dtype(query) in GROUPED:
         return _grouped(ops, query, key, value, key_cache, value_cache, lengths, scale)
     new = ops.range(count)
     rows = ops.op("Add", ops.op("Unsqueeze", lengths, ops.integers([1])), new)

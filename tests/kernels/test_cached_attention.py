@@ -17,6 +17,7 @@ CASES = [
     (4, 1, 3, 24, 64),
     (6, 3, 2, 16, 65),
     (2, 2, 1, 32, 1000),
+    (4, 2, 1, 4, 9),
 ]
 """Query heads, key heads, new rows, head dimension, cache rows."""
 
