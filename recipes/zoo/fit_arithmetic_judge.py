@@ -1,6 +1,6 @@
 """Fits the judge of the arithmetic model: which tokens of a draft are right though unexpected.
 
-    python -m optimize.recipes.zoo.fit_arithmetic_judge --out recipes/zoo/arithmetic_judge.safetensors
+    python -m optimize.recipes.zoo.fit_arithmetic_judge --out arithmetic_judge.safetensors
 
 The draft answers questions in its own words, and the task's program marks the first mistake of
 each answer: what stands before it is right, the mistake itself is wrong, what follows has no label.
