@@ -134,7 +134,7 @@ def test_passes_lists_and_describes(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["recipes", "image-fats"], 2, "unknown recipe 'image-fats'; known recipes: balanced"),
         (["recipes", "image-fats"], 2, "Did you mean image-fast?"),
-        (["passes", "fuse_slover"], 2, "unknown pass 'fuse_slover'; known passes: cache_regions"),
+        (["passes", "fuse_slover"], 2, "unknown pass 'fuse_slover'; known passes: attach_draft"),
         (["inspect", "zoo:digit-dit"], 2, "known zoo models: zoo:arithmetic, zoo:digits-d"),
         (["inspect", "zoo:digit-dit"], 2, "Did you mean zoo:digits-dit?"),
         (["inspect", "nothing.py:make"], 2, "found no file nothing.py"),
