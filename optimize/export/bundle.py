@@ -2,13 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from optimize.export.engines import EngineRequest, build, check_targets
 from optimize.export.few_rows import has_few_rows
 from optimize.export.loop_forms import as_onnx_loop, in_form, tables_of
 from optimize.export.publish import Staging, check_target, staged
@@ -25,6 +27,8 @@ from optimize.runtime.manifest import (
     MANIFEST_FILE,
     TABLES_FILE,
     WEIGHTS_FILE,
+    EngineEntry,
+    EngineTarget,
     FileEntry,
     Generator,
     GraphEntry,
@@ -50,8 +54,9 @@ def export_bundle(
     extra_files: Mapping[str, bytes] | None = None,
     recipe: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
+    engines: Sequence[EngineRequest] = (),
 ) -> Path:
-    """Writes a bundle for ONNX Runtime.
+    """Writes a bundle for ONNX Runtime and, where asked, for engines of native code.
 
     Args:
         program: what to write.
@@ -61,6 +66,7 @@ def export_bundle(
         extra_files: path in the bundle → content, beside the program's assets: report, recipe.
         recipe: what the compiler was asked to do, JSON-able, kept in the manifest.
         progress: called with the path of each file before it is written.
+        engines: native code to build beside the ONNX graphs, each target once.
     Returns:
         The absolute path of the bundle.
     Raises:
@@ -71,7 +77,9 @@ def export_bundle(
     """
     target = Path(os.path.abspath(path))
     check_target(target, overwrite)
+    check_targets(["onnx", *(request.target for request in engines)], loop)
     _check_prompting(program)
+    engines = [replace(item, program=in_form(item.program, loop, unroll)) for item in engines]
     program = in_form(program, loop, unroll)
     extra = _extra_files(program, extra_files or {})
     graphs = {role: f"{GRAPHS_FOLDER}/{role}.onnx" for role in sorted(program.graphs)}
@@ -107,8 +115,21 @@ def export_bundle(
             )
             for role, name in graphs.items()
         }
-        _publish(staging, _manifest(program, form, entries, files, recipe, extra))
+        built: dict[EngineTarget, EngineEntry] = {}
+        for request in engines:
+            engine = build(request, layout, staging.path(WEIGHTS_FILE), progress or _silent)
+            built[request.target] = engine.entry
+            for name, content in engine.files.items():
+                files[name] = staging.write(name, [content])
+            if engine.layout is not None:
+                name = str(engine.entry.weights_file)
+                files[name] = staging.write(name, engine.layout.chunks())
+        _publish(staging, _manifest(program, form, entries, files, recipe, extra, built))
     return target
+
+
+def _silent(name: str) -> None:
+    """Tells nobody."""
 
 
 def _publish(staging: Staging, manifest: Manifest) -> None:
@@ -124,6 +145,7 @@ def _manifest(
     files: Mapping[str, FileEntry],
     recipe: Mapping[str, Any] | None,
     extra: Mapping[str, bytes],
+    engines: Mapping[EngineTarget, EngineEntry],
 ) -> Manifest:
     report = extra.get(REPORT_FILE)
     return Manifest(
@@ -134,7 +156,8 @@ def _manifest(
         signature=program.signature,
         loop=loop,
         graphs=dict(graphs),
-        targets=("onnx",),
+        targets=("onnx", *engines),
+        engines=dict(engines),
         files=dict(files),
         recipe=None if recipe is None else dict(recipe),
         report_sha256=None if report is None else hashlib.sha256(report).hexdigest(),
