@@ -3,8 +3,8 @@
     forms = compiled_forms()
     result = forms["optimize::gather_rows"](x, index, dim)
 
-An op's own implementation may loop over samples or look at values; these do neither, so TorchInductor
-makes one or a few loops of them. They give the numbers of the ops, up to rounding.
+An op's own implementation may loop over samples or look at values. These do neither, so that
+TorchInductor makes one or a few loops of them; they give the numbers of the ops, up to rounding.
 """
 
 from collections.abc import Callable, Mapping, Sequence

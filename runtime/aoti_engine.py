@@ -6,6 +6,7 @@ used here does not. The weights are those of the bundle: the code reads them whe
 """
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optimize.runtime import bfloat16
 from optimize.runtime.errors import CorruptBundle, OptimizeError, ResourceError
 from optimize.runtime.manifest import EngineEntry
 from optimize.runtime.tensors import StoredTensor
@@ -57,11 +57,13 @@ class AotiGraphs:
             torch.set_num_threads(threads)
         self.device = torch.device(entry.device)
         self.entry = entry
-        self.providers = (f"torch {torch.__version__} ({entry.device})",)
-        # PyTorch has no way to say that a tensor is read only; no package writes its weights.
-        self._weights = {
-            name: _tensor(tensor).to(self.device) for name, tensor in stored.items()
-        }
+        self.providers: tuple[str, ...] = (f"torch {torch.__version__} ({entry.device})",)
+        with warnings.catch_warnings():
+            # PyTorch has no way to say that a tensor is read only; no package writes its weights.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            self._weights = {
+                name: _tensor(tensor).to(self.device) for name, tensor in stored.items()
+            }
         self._loaders = {
             role: self._load(role, files[graph.file], graph.weights)
             for role, graph in entry.graphs.items()
@@ -151,9 +153,6 @@ class AotiEngine:
 def _tensor(stored: StoredTensor) -> torch.Tensor:
     """A tensor over the memory of a weight."""
     array = stored.array
-    if not array.flags.writeable:
-        # The same memory under a flag that torch.from_numpy does not warn about.
-        array = np.frombuffer(memoryview(array).cast("B"), dtype=array.dtype).reshape(array.shape)
     if stored.dtype == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

@@ -191,6 +191,11 @@ class Manifest(Data):
 def _engine_problems(manifest: Manifest) -> Iterator[str]:
     """What does not fit between the engines and the rest of a manifest."""
     called = {call.graph: call for call in calls(manifest.loop.body)}
+    named = {graph.file for item in manifest.engines.values() for graph in item.graphs.values()}
+    named |= {str(item.weights_file) for item in manifest.engines.values()}
+    for path in manifest.files:
+        if path.startswith(f"{ENGINES_FOLDER}/") and path not in named:
+            yield f"{path} is native code that no engine of `engines` names"
     for target, engine in manifest.engines.items():
         if target not in manifest.targets:
             yield f"`engines` has {target}, which `targets` lacks"

@@ -132,7 +132,7 @@ class TensorRtGraphs:
             ) from error
         self.cuda = Cuda()
         self.entry = entry
-        self.providers = (f"{target} {self.tensorrt.__version__}",)
+        self.providers: tuple[str, ...] = (f"{target} {self.tensorrt.__version__}",)
         self._logger = self.tensorrt.Logger(self.tensorrt.Logger.ERROR)
         self._runtime = self.tensorrt.Runtime(self._logger)
         self._cuda_graphs = cuda_graphs

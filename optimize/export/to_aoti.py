@@ -55,9 +55,7 @@ def build_package(graph: Graph, weights: Mapping[str, torch.Tensor], name: str) 
     """
     check_no_collectives(graph, name)
     module, constants = _module(graph, weights)
-    examples = [
-        node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"
-    ]
+    examples = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     # What makes the package callable by PyTorch's own loader, too.
     module._in_spec = pytree.tree_structure((tuple(examples), {}))
     module._out_spec = pytree.tree_structure((0,) * len(graph.outputs))
@@ -134,7 +132,7 @@ def _buffer(made: fx.Graph, root: torch.nn.Module, name: str, weight: torch.Tens
 
 
 def _archive(path: Path, files: Any) -> None:
-    from torch._inductor.package import package_aoti
+    from torch._inductor.package.package import package_aoti
 
     package_aoti(str(path), {MODEL: files})
 
