@@ -9,8 +9,8 @@ calibration requests of the recipe, and held against a budget, before anything i
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,12 +24,14 @@ from optimize.ir.exporting import LoopForm, Precision
 from optimize.ir.program import Program, as_arrays
 from optimize.ir.record import Record
 from optimize.ir.report import Report
+from optimize.measure.receipt import EXAMPLE_FILE, dump_example, measure_speed
 from optimize.passes.calibration import Request, requests
 from optimize.passes.lower_precision import LowerPrecision
 from optimize.passes.pipeline import results_error, results_match, results_psnr, run_passes
 from optimize.recipes.recipe import Budget, Recipe
 from optimize.report.html import render_html
 from optimize.report.json_file import render_json
+from optimize.runtime.session import Session
 
 DEFAULT_BUDGET = Budget(relative_error=0.1)
 """What a precision may change where the recipe says nothing: 20 dB, or one token in ten."""
@@ -50,6 +52,7 @@ def write_bundle(
     capabilities: Sequence[str] | None = None,
     sizes: Mapping[str, tuple[int, int, int]] | None = None,
     static: Mapping[str, int] | None = None,
+    example: bool = False,
 ) -> Path:
     """Writes a bundle; see `Program.export`.
 
@@ -69,13 +72,19 @@ def write_bundle(
     ]
     report = program.report if report is None else report
 
-    def texts(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+    def texts(
+        facts: Mapping[str, Mapping[str, Any]], open_session: Callable[[], Session]
+    ) -> dict[str, bytes]:
         """The files that say what was done, once everything is built."""
         told = {
             target: {**variants.of(wanted.get(target)).facts, **facts[target]} for target in facts
         }
         full = replace(report, targets=told)
-        files = {
+        files = {}
+        if example:
+            files[EXAMPLE_FILE], receipt = variants.example(open_session)
+            full = replace(full, receipt=receipt)
+        files |= {
             "report.json": render_json(full).encode(),
             "report.html": (render_html(full) if page is None else page).encode(),
         }
@@ -129,6 +138,16 @@ class _Variants:
 
     def _requests(self) -> list[Request]:
         return requests(self._program, None if self._recipe is None else self._recipe.calibration)
+
+    def example(self, open_session: Callable[[], Session]) -> tuple[bytes, Mapping[str, Any]]:
+        """The file of a request with its results, and how fast and near the ONNX graphs are."""
+        asked = as_arrays(self._requests()[0])
+        expected = _numbers(self._program(**asked))
+        with open_session() as session:
+            found = _numbers(session(**asked))
+            speed = measure_speed(lambda: session(**asked))
+        receipt = {**asdict(speed), "relative_error": results_error([found], [expected])}
+        return dump_example(asked, expected), receipt
 
     def _half(self, precision: Any) -> _Variant:
         low = LowerPrecision(precision)

@@ -128,6 +128,21 @@ def open_bundle(
     )
 
 
+def read_file(path: str | os.PathLike[str], name: str) -> NDArray[np.uint8] | None:
+    """The verified bytes of one file that the manifest names; None where it names none such.
+
+    Raises:
+        BundleError, ResourceError: as for `open_bundle`.
+    """
+    root = _open_root(Path(path))
+    try:
+        manifest = parse_manifest(_read_manifest(root, Path(path)))
+        entry = manifest.files.get(name)
+        return None if entry is None else _read_file(root, name, entry, keep=True)
+    finally:
+        os.close(root)
+
+
 def _open_root(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

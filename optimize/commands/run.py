@@ -145,6 +145,7 @@ def export_options(
         "precision": for_all[0] if for_all else {name: value for name, _, value in given} or None,
         "static": sizes or None,
         "capabilities": capabilities,
+        "example": True,
     }
 
 

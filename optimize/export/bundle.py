@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from optimize.export.engines import EngineRequest, build, check_targets
 from optimize.export.loop_forms import in_form, tables_of
-from optimize.export.onnx_graphs import onnx_graphs
+from optimize.export.onnx_graphs import OnnxGraphs, onnx_graphs
 from optimize.export.publish import Staging, check_target, staged
+from optimize.export.weights import STORED_NAMES
 from optimize.ir.errors import RecipeError
 from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program
+from optimize.runtime.bundle import Bundle
 from optimize.runtime.loop import Loop, features
 from optimize.runtime.manifest import (
     ENGINES_FOLDER,
@@ -36,15 +39,18 @@ from optimize.runtime.manifest import (
     check_path,
     dump_manifest,
 )
+from optimize.runtime.onnx_engine import OnnxGraphs as runtime_graphs
 from optimize.runtime.prompting import prompting_problems
-from optimize.runtime.tensors import tensors_header
+from optimize.runtime.session import Session
+from optimize.runtime.targets import Choice
+from optimize.runtime.tensors import StoredTensor, tensors_header
 from optimize.runtime.tokenizer_file import check_tokenizer_size
 
 VERSION = "0.1.0"
 REPORT_FILE = "report.json"
 
-ReportFiles = Callable[[Mapping[str, Mapping[str, Any]]], dict[str, bytes]]
-"""Target → what building it took ↦ path → content of files that tell of it."""
+ReportFiles = Callable[[Mapping[str, Mapping[str, Any]], Callable[[], Session]], dict[str, bytes]]
+"""(target → what building it took, what opens the ONNX graphs) → path → content of more files."""
 
 
 def export_bundle(
@@ -112,7 +118,16 @@ def export_bundle(
                 writer.write(str(engine.entry.weights_file), engine.layout.chunks())
             facts[request.target] = writer.facts(request.target, start)
         if report_files is not None:
-            made = report_files(facts)
+            partial = _manifest(
+                program,
+                onnx.loop,
+                onnx.entries(),
+                writer.files | {n: _NO_FILE for n in extra},
+                recipe,
+                {},
+                {},
+            )
+            made = report_files(facts, lambda: _session(program, onnx, partial))
             _check_names(made, [*taken, *extra])
             extra |= made
         for name, content in sorted(extra.items()):
@@ -120,6 +135,36 @@ def export_bundle(
         manifest = _manifest(program, onnx.loop, onnx.entries(), writer.files, recipe, extra, built)
         _publish(staging, manifest)
     return target
+
+
+_NO_FILE = FileEntry(size=0, sha256="0" * 64)
+
+
+def _session(program: Program, onnx: OnnxGraphs, manifest: Manifest) -> Session:
+    """A session of graphs that are not published yet."""
+    layout = onnx.layout
+    stored = {}
+    for name, tensor in zip(layout.names, layout.tensors, strict=True):
+        flat = tensor.detach().cpu().contiguous()
+        dtype = STORED_NAMES[flat.dtype]
+        array = flat.view(torch.uint16).numpy() if dtype == "bfloat16" else flat.numpy()
+        stored[name] = StoredTensor(dtype, array, layout.places[name].offset)
+    models = {
+        role: graph.model.SerializeToString(deterministic=True)
+        for role, graph in onnx.graphs.items()
+    }
+    prompting = program.prompting
+    bundle = Bundle(
+        manifest=manifest,
+        models=models,
+        weights=stored,
+        tables=tables_of(onnx.loop, program.tables),
+        choice=Choice("onnx", "the bundle is being written"),
+        engine_files={},
+        tokenizer=b"" if prompting is None else program.assets[prompting.tokenizer],
+        unlisted=(),
+    )
+    return Session(bundle, runtime_graphs(models, manifest.graphs, stored))
 
 
 class _Writer:

@@ -88,6 +88,7 @@ class Program:
         capabilities: Sequence[str] | None = None,
         sizes: Mapping[str, tuple[int, int, int]] | None = None,
         static: Mapping[str, int] | None = None,
+        example: bool = False,
     ) -> Path:
         """Writes a bundle that runs without PyTorch.
 
@@ -107,6 +108,8 @@ class Program:
             capabilities: of the GPUs that TensorRT-RTX builds for, such as ("SM89", "SM120").
             sizes: named size → (least, best, greatest) that TensorRT-RTX builds for.
             static: named size → the one size that the whole bundle is for.
+            example: keep one calibration request with its results, and how long it takes, for
+                `optimize verify`; runs the program in PyTorch once.
         Raises:
             RecipeError: unknown target, or a form that the loop cannot have.
             QualityError: a precision changes the result by more than the budget.
@@ -125,6 +128,7 @@ class Program:
             capabilities=capabilities,
             sizes=sizes,
             static=static,
+            example=example,
         )
 
     def __call__(

@@ -56,6 +56,7 @@ class Report:
         environment: what the figures were measured on.
         targets: target of a bundle → its precision, what that changed, nodes, bytes and the seconds
             it took to build.
+        receipt: what the bundle promises when it is measured again: speed, error, machine.
     """
 
     passes: tuple[Record, ...]
@@ -65,6 +66,7 @@ class Report:
     curve_metric: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    receipt: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self, role: Role) -> Row | None:
         """The first row of a role."""
@@ -97,6 +99,7 @@ class Report:
                 "notes": self.notes,
                 "environment": self.environment,
                 "targets": self.targets,
+                "receipt": self.receipt,
             }
         )
         return data
