@@ -82,7 +82,7 @@ def test_bad_requests_get_our_message(serve, tiny_bundle):
     for body, message in (
         (b"{", "found no JSON"),
         ([1], "expected an object"),
-        ({"seed": -1}, "found -1, expected a whole number"),
+        ({"labels": [0], "seed": -1}, "found -1, expected a whole number"),
         ({"colour": 1}, "found unknown field 'colour'"),
     ):
         status, text = ask(f"{url}/run", body)
