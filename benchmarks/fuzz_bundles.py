@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 from fuzz_mutations import damaged_bytes, damaged_graph, damaged_json
+from fuzz_operators import feed_operator, make_operator, operator_models
 
 from optimize.runtime.bundle import open_bundle
 from optimize.runtime.errors import IntegrityError, OptimizeError
@@ -47,7 +48,7 @@ GROWTH_BYTES = 256 * 2**20
 ADDRESS_SPACE = 2 * 2**30
 """What a child may map beyond what it has when it starts."""
 
-COUNTS: Mapping[str, int] = {"manifests": 20_000, "tensors": 20_000, "files": 4_000, "graphs": 6_000}
+COUNTS: Mapping[str, int] = {"manifests": 20_000, "tensors": 20_000, "files": 4_000, "graphs": 4_000, "operators": 8_000}
 
 
 class Surprise(Exception):
@@ -171,6 +172,7 @@ def _child(kind: Kind, index: int, end: int, pipe: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         warnings.simplefilter("ignore")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         for number in range(index, end):
             content, about = kind.make(number)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -288,6 +290,17 @@ def kinds_of(bundle: Path, request: Mapping[str, Any], work: Path, seed: int) ->
     }
 
 
+def operators_kind(seed: int) -> Kind:
+    """Graphs of single operators, of which many are none that a bundle holds."""
+    models = operator_models()
+    return Kind(
+        make=lambda index: make_operator(models, index, Random(f"{seed}:operators:{index}")),
+        feed=lambda raw, _: feed_operator(raw),
+        restore=lambda: None,
+        suffix=".onnx",
+    )
+
+
 def _parse(raw: bytes) -> None:
     parse_manifest(raw)
 
@@ -318,6 +331,7 @@ def main() -> None:
     found = given.out.with_suffix("")
     with tempfile.TemporaryDirectory() as work:
         kinds = kinds_of(given.bundle, {"seed": 0, "labels": [1]}, Path(work), given.seed)
+        kinds["operators"] = operators_kind(given.seed)
         for name, kind in kinds.items():
             if given.only not in (None, name):
                 continue
