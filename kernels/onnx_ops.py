@@ -15,7 +15,12 @@ Size = int | Value
 
 
 class OnnxOps(Protocol):
-    """Makes nodes of one ONNX graph."""
+    """Makes nodes of one ONNX graph.
+
+    `standard`: whether only operators of the standard may be used, none of ONNX Runtime's own.
+    """
+
+    standard: bool
 
     def op(self, op_type: str, *inputs: Value | None, domain: str = "", **attributes: Any) -> Value:
         """One node with one output."""

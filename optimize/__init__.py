@@ -75,10 +75,11 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _export_onnx(program: Any, path: Any, **options: Any) -> Path:
-    from optimize.api import export_onnx
+def _write_bundle(program: Any, path: Any, **options: Any) -> Path:
+    from optimize.write_bundle import write_bundle
 
-    return export_onnx(program, path, **options)
+    return write_bundle(program, path, **options)
 
 
-EXPORTERS.setdefault("onnx", _export_onnx)
+if not EXPORTERS:
+    EXPORTERS.append(_write_bundle)

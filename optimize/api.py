@@ -1,6 +1,5 @@
 """`optimize(model, recipe)`: capture, passes, budget. The whole compiler in one call."""
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,8 @@ from tqdm.auto import tqdm
 from optimize.capture.capture_model import AnyLoop, capture_model
 from optimize.ir.decode import DecodeLoop
 from optimize.ir.errors import QualityError
-from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program
 from optimize.ir.record import Record
-from optimize.ir.report import Report
 from optimize.passes.cache_regions import active_maps
 from optimize.passes.calibration import Request, requests
 from optimize.passes.catalog import latest_position
@@ -25,8 +22,6 @@ from optimize.passes.drafts.catalog import register_loader
 from optimize.passes.pipeline import Entry, Measure, Progress, run_passes
 from optimize.passes.shard_sequence import ShardSequence
 from optimize.recipes.recipe import Budget, Recipe
-from optimize.report.html import render_html
-from optimize.report.json_file import render_json
 
 
 def _zoo_draft(name: str, loop: DecodeLoop) -> Program | Path:
@@ -116,7 +111,7 @@ def apply_recipe(
             progress=bar,
         )
     if verify:
-        check_budget(recipe, after.history)
+        check_budget(f"recipe {recipe.name}", recipe.budget, after.history)
         return with_active_tokens(after, calibration[0])
     if not recipe.budget.empty:
         note = f"the budget of recipe {recipe.name} was not checked: verify is off"
@@ -134,25 +129,27 @@ def all_passes(recipe: Recipe) -> list[Entry]:
     return entries
 
 
-def check_budget(recipe: Recipe, history: Sequence[Record]) -> None:
-    """Checks the result after the last pass against the budget.
+def check_budget(name: str, budget: Budget, history: Sequence[Record]) -> None:
+    """Checks the result after the last pass against a budget.
 
+    Args:
+        name: whose budget it is, for messages.
     Raises:
         QualityError: says which pass cost what.
     """
     applied = [record for record in history if record.declined is None]
-    if recipe.budget.empty or not applied:
+    if budget.empty or not applied:
         return
     error = applied[-1].error or 0.0
     ratio = applied[-1].details.get("psnr", math.inf)
     problems = []
-    limit = recipe.budget.psnr
+    limit = budget.psnr
     if limit is not None and not ratio >= limit:
         problems.append(f"psnr {ratio:.1f} dB, expected at least {limit:g}")
-    limit = recipe.budget.relative_error
+    limit = budget.relative_error
     if limit is not None and not error <= limit:
         problems.append(f"relative_error {error:.4g}, expected at most {limit:g}")
-    limit = recipe.budget.token_match
+    limit = budget.token_match
     if limit is not None:
         share = applied[-1].details.get("token_match")
         if share is None:
@@ -163,7 +160,7 @@ def check_budget(recipe: Recipe, history: Sequence[Record]) -> None:
         return
     costs = "; ".join(_cost(record) for record in applied)
     raise QualityError(
-        f"recipe {recipe.name}: over the quality budget: found {' and '.join(problems)}. {costs}. "
+        f"{name}: over the quality budget: found {' and '.join(problems)}. {costs}. "
         "Ease the options of the pass that cost most, or the budget"
     )
 
@@ -189,46 +186,6 @@ def with_active_tokens(program: Program, request: Request) -> Program:
         details = {**record.details, "active": maps.reshape(shape).tolist()}
         history[index] = replace(record, details=details)
     return replace(program, history=tuple(history))
-
-
-def export_onnx(
-    program: Program,
-    path: str | os.PathLike[str],
-    *,
-    loop: LoopForm = "step",
-    unroll: int | None = None,
-    overwrite: bool = False,
-    recipe: Mapping[str, Any] | None = None,
-    report: Report | None = None,
-    page: str | None = None,
-) -> Path:
-    """Writes a bundle for ONNX Runtime, with its report and recipe inside.
-
-    Args:
-        page: the HTML report; drawn from `report` when not given.
-    """
-    # Capturing and rewriting need no ONNX.
-    from optimize.export.bundle import export_bundle
-
-    report = program.report if report is None else report
-    files = {
-        "report.json": render_json(report).encode(),
-        "report.html": (render_html(report) if page is None else page).encode(),
-    }
-    if recipe is not None:
-        given = Recipe.load(recipe)
-        files["recipe.yaml"] = given.to_yaml().encode()
-        files["recipe.lock.yaml"] = given.locked(program.history).to_yaml().encode()
-    plain = None if recipe is None else json.loads(json.dumps(recipe))
-    return export_bundle(
-        program,
-        path,
-        loop=loop,
-        unroll=unroll,
-        overwrite=overwrite,
-        extra_files=files,
-        recipe=plain,
-    )
 
 
 class _Bar:

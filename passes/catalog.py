@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from optimize.passes.attach_draft import AttachDraft
 from optimize.passes.cache_regions import CacheRegions
 from optimize.passes.fuse_solver import FuseSolver
+from optimize.passes.lower_precision import LowerPrecision
 from optimize.passes.pass_base import Pass
 from optimize.passes.prune_visual_tokens import PruneVisualTokens
 from optimize.passes.shard_sequence import ShardSequence
@@ -21,6 +22,7 @@ PASSES: tuple[type[Pass], ...] = (
     AttachDraft,
     ShardSequence,
     FuseSolver,
+    LowerPrecision,
 )
 
 
@@ -63,6 +65,21 @@ ORDER: tuple[OrderRule, ...] = (
         "shard_sequence",
         "fuse_solver",
         "fuse_solver merges the denoiser into the step graph, where it cannot be rewritten alone",
+    ),
+    *(
+        OrderRule(
+            name,
+            "lower_precision",
+            "the other passes read graphs in the dtype they were traced in; rounding comes last",
+        )
+        for name in (
+            "cache_regions",
+            "tile_attention",
+            "prune_visual_tokens",
+            "attach_draft",
+            "shard_sequence",
+            "fuse_solver",
+        )
     ),
     OrderRule(
         "cache_regions",

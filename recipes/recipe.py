@@ -21,11 +21,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
 
 from optimize.ir.errors import RecipeError
+from optimize.ir.exporting import Target
 from optimize.ir.record import Record
 from optimize.ir.row_shard import Exchange
 from optimize.passes.calibration import Calibration
@@ -45,8 +46,6 @@ APART = {
     "cache_regions": "the two do not go together, use one of them",
 }
 """Pass → why it cannot stand beside `parallel`."""
-
-Target = Literal["onnx", "tensorrt-rtx", "tensorrt", "aoti"]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from optimize.runtime.errors import (
     UnsafeBundle,
 )
 from optimize.runtime.manifest import (
-    ENGINES_FOLDER,
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
     TABLES_FILE,
@@ -35,6 +34,7 @@ from optimize.runtime.manifest import (
     Manifest,
     parse_manifest,
 )
+from optimize.runtime.targets import Choice, choose
 from optimize.runtime.tensors import StoredTensor, read_tensors
 from optimize.runtime.tokenizer_file import check_tokenizer_size
 
@@ -53,6 +53,8 @@ class Bundle:
         models: role → ONNX protobuf.
         weights: the tensors of the weights file, views of one buffer.
         tables: name → [steps, ...].
+        choice: the target that runs.
+        engine_files: path → bytes of its native code, empty for "onnx".
         tokenizer: content of the file that `manifest.prompting` names, empty without one.
         unlisted: files in the folder that the manifest does not name; never read.
     """
@@ -61,18 +63,29 @@ class Bundle:
     models: Mapping[str, bytes]
     weights: Mapping[str, StoredTensor]
     tables: Mapping[str, NDArray[Any]]
+    choice: Choice
+    engine_files: Mapping[str, NDArray[np.uint8]]
     tokenizer: bytes
     unlisted: tuple[str, ...]
 
 
-def open_bundle(path: str | os.PathLike[str], *, strict: bool = False) -> Bundle:
+def open_bundle(
+    path: str | os.PathLike[str],
+    *,
+    target: str | None = None,
+    trusted: bool = False,
+    strict: bool = False,
+) -> Bundle:
     """Reads and verifies a bundle.
 
     Args:
         path: the folder.
+        target: what shall run, see `optimize.runtime.targets.choose`; only its files are kept.
+        trusted: whether native code may be chosen.
         strict: refuse files that the manifest does not name, instead of warning.
     Raises:
         BundleError: not a bundle, or an unfinished export.
+        DeviceError: this machine cannot run the target.
         CorruptBundle, IntegrityError, UnsafeBundle, VersionError: see `optimize.runtime.errors`.
         ResourceError: the system refuses to open or read it.
     """
@@ -85,7 +98,12 @@ def open_bundle(path: str | os.PathLike[str], *, strict: bool = False) -> Bundle
             if strict:
                 raise IntegrityError(f"{text}; remove them")
             warnings.warn(f"{text}; they are not used", stacklevel=3)
-        needed = {*(graph.file for graph in manifest.graphs.values()), WEIGHTS_FILE, TABLES_FILE}
+        choice = choose(manifest, target, trusted)
+        needed = {*(graph.file for graph in manifest.graphs.values()), TABLES_FILE}
+        engine = manifest.engines.get(choice.target)  # type: ignore[call-overload]
+        weights_file = WEIGHTS_FILE if engine is None else engine.weights_file
+        engine_names = () if engine is None else [item.file for item in engine.graphs.values()]
+        needed.update(engine_names, () if weights_file is None else (weights_file,))
         prompting = manifest.prompting
         if prompting is not None:
             needed.add(prompting.tokenizer)
@@ -101,16 +119,28 @@ def open_bundle(path: str | os.PathLike[str], *, strict: bool = False) -> Bundle
     return Bundle(
         manifest=manifest,
         models={role: content[graph.file].tobytes() for role, graph in manifest.graphs.items()},
-        weights=read_tensors(content[WEIGHTS_FILE], WEIGHTS_FILE),
+        weights={} if weights_file is None else read_tensors(content[weights_file], weights_file),
         tables={name: tensor.array for name, tensor in tables.items()},
+        choice=choice,
+        engine_files={name: content[name] for name in engine_names},
         tokenizer=b"" if prompting is None else content[prompting.tokenizer].tobytes(),
         unlisted=unlisted,
     )
 
 
-def native_files(manifest: Manifest) -> list[str]:
-    """Files that hold native code, which only a trusted bundle may run."""
-    return [name for name in manifest.files if name.startswith(f"{ENGINES_FOLDER}/")]
+def read_file(path: str | os.PathLike[str], name: str) -> NDArray[np.uint8] | None:
+    """The verified bytes of one file that the manifest names; None where it names none such.
+
+    Raises:
+        BundleError, ResourceError: as for `open_bundle`.
+    """
+    root = _open_root(Path(path))
+    try:
+        manifest = parse_manifest(_read_manifest(root, Path(path)))
+        entry = manifest.files.get(name)
+        return None if entry is None else _read_file(root, name, entry, keep=True)
+    finally:
+        os.close(root)
 
 
 def _open_root(path: Path) -> int:

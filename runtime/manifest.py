@@ -12,6 +12,7 @@ packages opens the graphs; what only this runtime needs lies where packages allo
 import json
 import re
 import unicodedata
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
@@ -32,7 +33,7 @@ from optimize.runtime.loop import (
 from optimize.runtime.prompting import Prompting, prompting_problems
 from optimize.runtime.tensors import strict_json
 
-FORMAT_MAJOR, FORMAT_MINOR = 1, 3
+FORMAT_MAJOR, FORMAT_MINOR = 1, 4
 FEATURES = frozenset({STEP_RANGES, RAGGED_RESULTS, UNIFORM_NOISE})
 """The values of `required_features` that this version has."""
 
@@ -72,6 +73,48 @@ class GraphEntry(Data):
     few_rows: bool = False
 
 
+EngineTarget = Literal["aoti", "tensorrt-rtx", "tensorrt"]
+"""Targets whose files are native code."""
+
+
+class EngineGraph(Data):
+    """One graph as native code: its file, and its inputs and outputs in the order it takes them.
+
+    `tensors`: input or output → what the code calls it, where that is another name.
+    `weights`: name the code knows a weight by → its name in the weights file of the engine.
+    """
+
+    file: str
+    inputs: tuple[Identifier, ...]
+    outputs: tuple[Identifier, ...]
+    tensors: dict[Identifier, str] = Field(default_factory=dict)
+    weights: dict[str, str] = Field(default_factory=dict)
+
+
+class EngineEntry(Data):
+    """The graphs of the loop as native code for one target.
+
+    Attributes:
+        device: where it runs.
+        precision: the dtype it computes matrix products in.
+        built_with: name of a library, such as "torch" → its version.
+        needs: what the machine must have: "platform" such as "linux-x86_64", "features" of the
+            processor, "capabilities" of the GPU such as "SM89 SM120"; compared with what is found
+            there before anything is loaded.
+        sizes: named size → the least and the greatest the code was built for.
+        graphs: role → file.
+        weights_file: the file its weights lie in; None where the code has its own.
+    """
+
+    device: Literal["cpu", "cuda"]
+    precision: Literal["float32", "bfloat16", "float16"]
+    built_with: dict[str, str]
+    needs: dict[str, str]
+    sizes: dict[Identifier, tuple[int, int]] = Field(default_factory=dict)
+    graphs: dict[Identifier, EngineGraph]
+    weights_file: str | None = None
+
+
 class Generator(Data):
     """What wrote the bundle."""
 
@@ -86,7 +129,8 @@ class Manifest(Data):
         format_version: "major.minor"; a newer minor only adds fields that old readers may ignore.
         required_features: names of capabilities without which the bundle must not be run.
         graphs: role → its ONNX file.
-        targets: engines the bundle has files for, such as "onnx".
+        targets: what the bundle has files for: "onnx" and the keys of `engines`.
+        engines: target → native code, which runs only where it is trusted.
         files: path → size and hash, of every file but the manifest itself.
         recipe: what the compiler was asked to do, as it was given.
         report_sha256: digest of report.json, None without one.
@@ -101,6 +145,7 @@ class Manifest(Data):
     loop: Loop
     graphs: dict[Identifier, GraphEntry]
     targets: tuple[str, ...]
+    engines: dict[EngineTarget, EngineEntry] = Field(default_factory=dict)
     files: dict[str, FileEntry]
     recipe: JsonValue = None
     report_sha256: Digest | None = None
@@ -135,10 +180,35 @@ class Manifest(Data):
         for item in repeats(self.loop.body):
             if item.until is not None and item.until not in slots:
                 raise ValueError(f"the loop waits for unknown slot {item.until}")
+        for problem in _engine_problems(self):
+            raise ValueError(problem)
         if self.prompting is not None:
             for problem in prompting_problems(self.prompting, self.signature, self.files):
                 raise ValueError(problem)
         return self
+
+
+def _engine_problems(manifest: Manifest) -> Iterator[str]:
+    """What does not fit between the engines and the rest of a manifest."""
+    called = {call.graph: call for call in calls(manifest.loop.body)}
+    named = {graph.file for item in manifest.engines.values() for graph in item.graphs.values()}
+    named |= {str(item.weights_file) for item in manifest.engines.values()}
+    for path in manifest.files:
+        if path.startswith(f"{ENGINES_FOLDER}/") and path not in named:
+            yield f"{path} is native code that no engine of `engines` names"
+    for target, engine in manifest.engines.items():
+        if target not in manifest.targets:
+            yield f"`engines` has {target}, which `targets` lacks"
+        if set(engine.graphs) != set(called):
+            yield f"engine {target} has graphs {sorted(engine.graphs)}, not those of the loop"
+        if engine.weights_file is not None and engine.weights_file not in manifest.files:
+            yield f"`files` lacks {engine.weights_file}"
+        for role, graph in engine.graphs.items():
+            if not graph.file.startswith(f"{ENGINES_FOLDER}/") or graph.file not in manifest.files:
+                yield f"engine {target} names {graph.file}, which is no file of {ENGINES_FOLDER}/"
+            call = called[role]
+            if set(call.inputs) != set(graph.inputs) or not set(call.outputs) <= {*graph.outputs}:
+                yield f"the loop calls graph {role} of engine {target} with other names than it has"
 
 
 def dump_manifest(manifest: Manifest) -> bytes:

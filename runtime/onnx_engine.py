@@ -84,6 +84,10 @@ class OnnxGraphs:
             rewritten = onnx_wire.replace_initializers(view, shared) if shared else model
             self.sessions[name] = self._session(name, rewritten, kept, packed)
 
+    def engine(self) -> "OnnxEngine":
+        """An engine for one request."""
+        return OnnxEngine(self)
+
     def weight(self, name: str) -> Array:
         """The one handle of a shared weight, on the device the graphs run on."""
         if name not in self._weights:

@@ -4,27 +4,34 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
-from optimize.runtime.bundle import Bundle, native_files, open_bundle
+from optimize.runtime.bundle import Bundle, open_bundle
 from optimize.runtime.detokenizing import TextStream
-from optimize.runtime.driver import Part, Progress, Run, TableRows, joined
-from optimize.runtime.errors import (
-    ResourceError,
-    RuntimeInputError,
-    UnsafeBundle,
-    VersionError,
-)
+from optimize.runtime.driver import Engine, Part, Progress, Run, TableRows, joined
+from optimize.runtime.errors import ResourceError, RuntimeInputError
 from optimize.runtime.loop import Signature, appended_results
 from optimize.runtime.manifest import Manifest
-from optimize.runtime.onnx_engine import OnnxEngine, OnnxGraphs
+from optimize.runtime.onnx_engine import OnnxGraphs
 from optimize.runtime.prompter import Asked, Prompter, without_prompting
 from optimize.runtime.request import check_request
+
+
+class Graphs(Protocol):
+    """The loaded graphs of a bundle, whatever runs them.
+
+    `providers` names what does; `engine` makes what runs them for one request.
+    """
+
+    providers: tuple[str, ...]
+
+    def engine(self) -> Engine: ...
 
 
 def load(
     path: str | os.PathLike[str],
     *,
+    target: Literal["onnx", "aoti", "tensorrt-rtx", "tensorrt"] | None = None,
     providers: Sequence[str] | None = None,
     threads: int | None = None,
     trust: Literal["native"] | None = None,
@@ -34,11 +41,14 @@ def load(
 
     Args:
         path: the bundle's folder.
+        target: which of the bundle's targets runs; None takes the engine that was built for this
+            machine's GPU, if native code is trusted, and ONNX Runtime otherwise. The session says
+            which and why. What was asked for is never replaced by another.
         providers: ONNX Runtime execution providers, in order; None means the CPU. A provider that
             cannot be used is an error, never replaced.
-        threads: threads of one operator; None lets ONNX Runtime choose.
-        trust: "native" allows files that hold native code. A bundle is not signed: its hashes show
-            damage, not who wrote it.
+        threads: threads of one operator; None lets the engine choose.
+        trust: "native" allows native code: engines and compiled packages. A bundle is not signed:
+            its hashes show damage, not who wrote it.
         prepack: spend a second copy of the weights on faster small matrix products; None does so
             for graphs that have few rows, such as those that decode one token.
     Raises:
@@ -47,22 +57,36 @@ def load(
     """
     if threads is not None and (isinstance(threads, bool) or not 1 <= threads <= 1024):
         raise ValueError(f"threads: found {threads!r}, expected a number in [1, 1024]")
-    bundle = open_bundle(path)
-    native = native_files(bundle.manifest)
-    if native and trust != "native":
-        raise UnsafeBundle(
-            f"{path}: contains native code ({', '.join(native[:3])}); pass trust='native' if you "
-            "trust where it came from"
-        )
-    if "onnx" not in bundle.manifest.targets:
-        raise VersionError(
-            f"{path}: found targets {', '.join(bundle.manifest.targets)}, expected onnx; export "
-            "the program for it"
-        )
-    graphs = OnnxGraphs(
-        bundle.models, bundle.manifest.graphs, bundle.weights, providers, threads, prepack
+    if providers is not None and target not in (None, "onnx"):
+        raise ValueError(f"providers: found some with target {target!r}, expected target 'onnx'")
+    bundle = open_bundle(
+        path,
+        target="onnx" if providers is not None else target,
+        trusted=trust == "native",
     )
-    return Session(bundle, graphs)
+    return Session(bundle, _graphs(bundle, providers, threads, prepack))
+
+
+def _graphs(
+    bundle: Bundle,
+    providers: Sequence[str] | None,
+    threads: int | None,
+    prepack: bool | None,
+) -> Graphs:
+    """The graphs in the engine of the chosen target; its libraries are imported here."""
+    manifest, target = bundle.manifest, bundle.choice.target
+    if target == "onnx":
+        return OnnxGraphs(
+            bundle.models, manifest.graphs, bundle.weights, providers, threads, prepack
+        )
+    if target == "aoti":
+        from optimize.runtime.aoti_engine import AotiGraphs
+
+        return AotiGraphs(manifest.engines["aoti"], bundle.engine_files, bundle.weights, threads)
+    from optimize.runtime.tensorrt_engine import TensorRtGraphs
+
+    name: Any = target
+    return TensorRtGraphs(name, manifest.engines[name], bundle.engine_files)
 
 
 class Session:
@@ -71,12 +95,16 @@ class Session:
     Attributes:
         manifest: what the bundle says about itself.
         signature: what a request may contain and what comes back.
+        target: what runs the graphs, such as "onnx".
+        reason: why that target was chosen.
         providers: the execution providers in use.
     """
 
-    def __init__(self, bundle: Bundle, graphs: OnnxGraphs) -> None:
+    def __init__(self, bundle: Bundle, graphs: Graphs) -> None:
         self.manifest: Manifest = bundle.manifest
         self.signature: Signature = bundle.manifest.signature
+        self.target = bundle.choice.target
+        self.reason = bundle.choice.reason
         self.providers = graphs.providers
         self._tables = bundle.tables
         self._rows: TableRows = {}
@@ -84,7 +112,7 @@ class Session:
         self._prompter = (
             None if prompting is None else Prompter(prompting, self.signature, bundle.tokenizer)
         )
-        self._graphs: OnnxGraphs | None = graphs
+        self._graphs: Graphs | None = graphs
         self._process = os.getpid()
         self._lock = threading.Lock()
 
@@ -157,10 +185,11 @@ class Session:
                 "bundle in the child process"
             )
         checked = check_request(self.signature, self.manifest.loop, request, seed)
+        self._check_sizes(checked.sizes)
         return Run(
             loop=self.manifest.loop,
             tables=self._tables,
-            engine=OnnxEngine(graphs),
+            engine=graphs.engine(),
             sizes=checked.sizes,
             request=checked.arrays,
             request_dtypes=checked.dtypes,
@@ -168,6 +197,16 @@ class Session:
             progress=progress,
             rows=self._rows,
         )
+
+    def _check_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Refuses sizes that the native code was not built for, before anything is allocated."""
+        engine = self.manifest.engines.get(self.target)  # type: ignore[call-overload]
+        for name, (least, most) in ({} if engine is None else engine.sizes).items():
+            if not least <= sizes.get(name, least) <= most:
+                raise RuntimeInputError(
+                    f"{name}: found {sizes[name]}, expected {least} to {most}, the sizes that the "
+                    f"{self.target} engine was built for; split the request, or export again"
+                )
 
     def close(self) -> None:
         """Frees the sessions and weights; calling it again does nothing."""

@@ -27,7 +27,7 @@ ALLOWED: dict[str, list[str]] = {
     "recipes": [*HOUSE, "capture", "export", "gate", "report", "passes"],
     "the face": [*HOUSE, "capture", "export", "gate", "report", "passes", "recipes"],
 }
-FACE = ("api", "cli", "commands")
+FACE = ("api", "cli", "commands", "write_bundle")
 
 
 def layer_of(module: str) -> str:

@@ -28,7 +28,7 @@ def lower(
     """Returns the attended rows and both caches."""
     count = ops.sizes(query)[2]
     widths = [ops.sizes(item)[3] for item in (query, value)]
-    alone = sees is None and count == 1
+    alone = sees is None and count == 1 and not ops.standard
     fits = widths[0] == widths[1] and isinstance(widths[0], int) and widths[0] % 8 == 0
     if alone and fits and ops.dtype(query) in GROUPED:
         return _grouped(ops, query, key, value, key_cache, value_cache, lengths, scale)

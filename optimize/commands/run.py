@@ -11,7 +11,7 @@ from optimize.commands.models import HELP, load_model
 from optimize.commands.progress import StageBar
 from optimize.commands.targets import check_out, session_measure
 from optimize.ir.errors import RecipeError
-from optimize.ir.exporting import LoopForm, check_form
+from optimize.ir.exporting import LoopForm, check_form, check_target_names
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=HELP, show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
@@ -21,6 +21,24 @@ Form = Annotated[
 ]
 Unroll = Annotated[
     int | None, typer.Option("--unroll", help="Steps per call of an unrolled loop; all by default.")
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="onnx, aoti, tensorrt-rtx; repeat it for several in one bundle."),
+]
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--precision", help="float32, float16, bfloat16 or int8, or TARGET=PRECISION; repeatable."
+    ),
+]
+Static = Annotated[
+    list[str] | None,
+    typer.Option("--static", help="NAME=SIZE: the one size the bundle is for; repeatable."),
+]
+Capabilities = Annotated[
+    list[str] | None,
+    typer.Option("--capability", help="GPUs TensorRT-RTX builds for, such as SM89; repeatable."),
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the bundle to write.")]
 
@@ -34,6 +52,10 @@ def run(
     overwrite: Overwrite = False,
     loop: Form = "step",
     unroll: Unroll = None,
+    target: Targets = None,
+    precision: Precisions = None,
+    static: Static = None,
+    capability: Capabilities = None,
     verify: Annotated[
         bool, typer.Option(help="Compare with the model as it was, and check the budget.")
     ] = True,
@@ -52,6 +74,7 @@ def run(
 
     checked = Recipe.load(recipe)
     check_form(loop, unroll)
+    options = export_options(target, precision, static, capability, checked.target)
     processes = checked.parallel.sequence
     if out is not None:
         check_exportable(processes)
@@ -77,7 +100,7 @@ def run(
             bar.wait("export")
             after.export(
                 out,
-                target=checked.target,
+                **options,
                 loop=loop,
                 unroll=unroll,
                 overwrite=overwrite,
@@ -88,6 +111,42 @@ def run(
     _show(after.report, out, as_json)
     if diff and not as_json:
         console().print(Text(program_diff(before, after)), soft_wrap=True)
+
+
+def export_options(
+    targets: list[str] | None,
+    precisions: list[str] | None,
+    static: list[str] | None,
+    capabilities: list[str] | None,
+    default: str = "onnx",
+) -> dict[str, Any]:
+    """The options of `Program.export` from those of the command line.
+
+    Raises:
+        RecipeError: one that cannot be read, or a target that there is not.
+    """
+    names = [name for item in targets or [default] for name in item.split(",")]
+    check_target_names(names)
+    given = [item.rpartition("=") for item in precisions or ()]
+    for_all = [value for _, sign, value in given if not sign]
+    if len(for_all) > 1 or (for_all and len(given) > 1):
+        raise RecipeError(
+            f"--precision: found {' and '.join(precisions or ())}, expected one for all targets or "
+            "TARGET=PRECISION for each"
+        )
+    sizes = {}
+    for item in static or ():
+        name, _, size = item.partition("=")
+        if not size.isdecimal():
+            raise RecipeError(f"--static {item}: expected NAME=SIZE, such as batch=2")
+        sizes[name] = int(size)
+    return {
+        "target": names,
+        "precision": for_all[0] if for_all else {name: value for name, _, value in given} or None,
+        "static": sizes or None,
+        "capabilities": capabilities,
+        "example": True,
+    }
 
 
 def check_exportable(processes: int) -> None:
@@ -102,7 +161,10 @@ def check_exportable(processes: int) -> None:
 def export(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle to write.")],
-    target: Annotated[str, typer.Option(help="What the bundle is for.")] = "onnx",
+    target: Targets = None,
+    precision: Precisions = None,
+    static: Static = None,
+    capability: Capabilities = None,
     loop: Form = "step",
     unroll: Unroll = None,
     overwrite: Overwrite = False,
@@ -110,6 +172,7 @@ def export(
 ) -> None:
     """Write a model as a bundle as it is, without any pass."""
     check_form(loop, unroll)
+    options = export_options(target, precision, static, capability)
     check_out(out, overwrite, model)
     loaded = load_model(model)
     with StageBar(quiet=as_json) as bar:
@@ -118,7 +181,7 @@ def export(
 
         program = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
         bar.wait("export")
-        program.export(out, target=target, loop=loop, unroll=unroll, overwrite=overwrite)
+        program.export(out, **options, loop=loop, unroll=unroll, overwrite=overwrite)
     _show(program.report, out, as_json)
 
 

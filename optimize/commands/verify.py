@@ -1,4 +1,4 @@
-"""`optimize verify`: is a bundle whole, does it run, and does it agree with its model."""
+"""`optimize verify`: is a bundle whole, does it run, and does it keep what it promised."""
 
 import math
 from typing import Annotated, Any
@@ -11,6 +11,9 @@ from optimize.commands.models import HELP, load_model
 from optimize.commands.progress import StageBar
 
 LIMIT = 1e-4
+INCONCLUSIVE = 3
+SLOWER = 1.25
+"""How many times the promised time a request may take, the fixed work taken out."""
 
 
 def verify(
@@ -19,46 +22,159 @@ def verify(
         str | None,
         typer.Option("--model", help=f"Optimise this again and compare. {HELP}", metavar="MODEL"),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Run this target of the bundle; native code needs --trust-native."),
+    ] = None,
+    trust_native: Annotated[
+        bool, typer.Option("--trust-native", help="Allow native code of the bundle to run.")
+    ] = False,
     limit: Annotated[
-        float, typer.Option(min=0, help="Largest relative error against the model.")
-    ] = LIMIT,
+        float | None,
+        typer.Option(
+            min=0, help=f"Largest relative error; {LIMIT:g}, more where precision was lowered."
+        ),
+    ] = None,
+    remeasure: Annotated[
+        bool,
+        typer.Option("--remeasure", help="Measure speed and error again and hold them to it."),
+    ] = False,
+    slower: Annotated[
+        float, typer.Option(min=1.0, help="Times the promised time that still pass.")
+    ] = SLOWER,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse files that the manifest does not name.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check every hash of a bundle and run it; with --model, compare it with the model."""
+    """Check every hash of a bundle, run it, and compare it with what it promised.
+
+    A bundle from `optimize run` or `optimize export` holds a request and its results; they are
+    compared with what it gives here. With --model, it is compared with the model as well.
+    """
+    from optimize.runtime.bundle import open_bundle
     from optimize.runtime.session import load
 
     with StageBar(quiet=as_json) as bar:
         bar.wait("hashes")
-        with load(bundle) as session:
-            from optimize.passes.calibration import Calibration, signature_request
-
+        if strict:
+            open_bundle(bundle, strict=True)
+        chosen: Any = target
+        with load(bundle, target=chosen, trust="native" if trust_native else None) as session:
             manifest = session.manifest
-            request = dict(
-                signature_request(manifest.signature, manifest.loop, Calibration(), {}, seed)
-            )
+            stored = _example(bundle)
+            request = _request(manifest, seed) if stored is None else stored.fields()
             bar.wait("run")
-            results = dict(session(**request))
+            results = _numbers(session(**request))
+            again = _numbers(session(**request))
+            report = _report(bundle)
+            speed = None
+            if remeasure:
+                bar.wait("measure")
+                speed = _speed(session, request, report, slower)
     _check_finite(results)
-    error = None
+    bound = _limit(report, session.target) if limit is None else limit
+    checks: dict[str, dict[str, Any]] = {
+        "repeated": _check(_difference(again, results), 0.0),
+    }
+    if stored is not None:
+        checks["stored results"] = _check(_difference(results, stored.results), bound)
     if model is not None:
         with StageBar(quiet=as_json) as bar:
-            error = _error_against(model, bundle, request, results, bar)
-    good = error is None or error <= limit
+            checks["model"] = _check(_error_against(model, bundle, request, results, bar), bound)
+    good = all(check["holds"] for check in checks.values())
+    verdict, code = ("pass", 0) if good else ("fail", 1)
+    if good and speed is not None and speed["verdict"] != "pass":
+        verdict = speed["verdict"]
+        code = 1 if verdict == "fail" else INCONCLUSIVE
     data = {
         "bundle": bundle,
         "files": len(manifest.files),
         "signed": False,
+        "target": session.target,
+        "reason": session.reason,
         "results": {name: list(array.shape) for name, array in results.items()},
-        "error": error,
-        "limit": None if error is None else limit,
-        "verdict": "pass" if good else "fail",
+        "checks": checks,
+        "error": checks.get("model", checks.get("stored results", {})).get("error"),
+        "speed": speed,
+        "verdict": verdict,
     }
     if as_json:
         print_json(data)
     else:
         _show(data)
-    raise typer.Exit(0 if good else 1)
+    raise typer.Exit(code)
+
+
+def _example(bundle: str) -> Any:
+    from optimize.measure.receipt import EXAMPLE_FILE, read_example
+    from optimize.runtime.bundle import read_file
+
+    content = read_file(bundle, EXAMPLE_FILE)
+    return None if content is None else read_example(content)
+
+
+def _request(manifest: Any, seed: int) -> dict[str, Any]:
+    from optimize.passes.calibration import Calibration, signature_request
+
+    return dict(signature_request(manifest.signature, manifest.loop, Calibration(), {}, seed))
+
+
+def _report(bundle: str) -> dict[str, Any]:
+    """The report of a bundle; empty where it has none that can be read."""
+    from optimize.runtime.bundle import read_file
+    from optimize.runtime.tensors import strict_json
+
+    content = read_file(bundle, "report.json")
+    data = {} if content is None else strict_json(content.tobytes(), "report.json")
+    return data if isinstance(data, dict) else {}
+
+
+def _limit(report: dict[str, Any], target: str) -> float:
+    """Twice what lowering the precision changed when the bundle was made, or the plain limit."""
+    facts = report.get("targets", {}).get(target, {})
+    return max(LIMIT, 2 * float(facts.get("relative_error") or 0.0))
+
+
+def _numbers(results: Any) -> dict[str, Any]:
+    return {name: item for name, item in results.items() if hasattr(item, "dtype")}
+
+
+def _difference(results: dict[str, Any], expected: Any) -> float:
+    from optimize.passes.pipeline import results_error
+
+    error = results_error([results], [dict(expected)])
+    return error if math.isfinite(error) else math.inf
+
+
+def _check(error: float, limit: float) -> dict[str, Any]:
+    return {"error": error, "limit": limit, "holds": error <= limit}
+
+
+def _speed(session: Any, request: dict[str, Any], report: dict[str, Any], slower: float) -> Any:
+    """The speed here, held against the receipt where that is of such a machine."""
+    from optimize.measure.receipt import measure_speed
+
+    receipt = report.get("receipt") or {}
+    found = measure_speed(lambda: session(**request))
+    data: dict[str, Any] = {
+        "seconds": found.seconds,
+        "ratio": found.ratio,
+        "promised": receipt.get("ratio"),
+        "machine": found.machine,
+    }
+    if session.target != "onnx" or not receipt:
+        return data | {
+            "verdict": "inconclusive",
+            "why": "the bundle has no receipt for this target",
+        }
+    if receipt.get("machine") != found.machine:
+        why = f"not comparable: the receipt is of {receipt.get('machine')}, found {found.machine}"
+        return data | {"verdict": "inconclusive", "why": why}
+    times = found.ratio / float(receipt["ratio"])
+    why = f"{times:.2f} times the promised time, limit {slower:g}"
+    return data | {"verdict": "pass" if times <= slower else "fail", "why": why}
 
 
 def _check_finite(results: dict[str, Any]) -> None:
@@ -81,7 +197,6 @@ def _error_against(
     loaded = load_model(model)
     from optimize.api import apply_recipe
     from optimize.capture.capture_model import capture_model
-    from optimize.passes.pipeline import results_error
     from optimize.recipes.recipe import Recipe
 
     path = Path(bundle) / "recipe.yaml"
@@ -90,18 +205,23 @@ def _error_against(
     program = apply_recipe(program, recipe, loaded.example_inputs, verify=False)
     bar.wait("run the model")
     expected = {name: tensor.numpy() for name, tensor in program(**request).items()}
-    error = results_error([results], [expected])
-    return error if math.isfinite(error) else math.inf
+    return _difference(results, expected)
 
 
 def _show(data: dict[str, Any]) -> None:
     output = console()
     output.print(Text(f"{data['bundle']}: {data['files']} files, every hash as the manifest says"))
     output.print("unsigned: hashes show damage, not who made the bundle")
+    output.print(Text(f"target {data['target']}: {data['reason']}"))
     for name, shape in data["results"].items():
         output.print(Text(f"runs: {name} {shape}, finite"))
-    if data["error"] is not None:
+    for name, check in data["checks"].items():
         output.print(
-            f"against the model: relative error {data['error']:.3g}, "
-            f"limit {data['limit']:g}: {data['verdict']}"
+            f"against {name}: relative error {check['error']:.3g}, limit {check['limit']:g}: "
+            + ("pass" if check["holds"] else "fail")
         )
+    if data["speed"] is not None:
+        speed = data["speed"]
+        output.print(Text(f"speed: {speed['seconds']:.4g} s; {speed['why']}: {speed['verdict']}"))
+    if "stored results" not in data["checks"]:
+        output.print("the bundle stores no request with results: export it with example=True")

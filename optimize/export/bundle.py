@@ -2,29 +2,36 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from optimize.export.few_rows import has_few_rows
-from optimize.export.loop_forms import as_onnx_loop, in_form, tables_of
+from optimize.export.engines import EngineRequest, build, check_targets
+from optimize.export.loop_forms import in_form, tables_of
+from optimize.export.onnx_graphs import OnnxGraphs, onnx_graphs
 from optimize.export.publish import Staging, check_target, staged
-from optimize.export.to_onnx import graph_to_onnx, used_weights
-from optimize.export.weights import layout_weights
+from optimize.export.weights import STORED_NAMES
 from optimize.ir.errors import RecipeError
 from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program
+from optimize.runtime.bundle import Bundle
 from optimize.runtime.loop import Loop, features
 from optimize.runtime.manifest import (
+    ENGINES_FOLDER,
     FORMAT_MAJOR,
     FORMAT_MINOR,
     GRAPHS_FOLDER,
     MANIFEST_FILE,
     TABLES_FILE,
     WEIGHTS_FILE,
+    EngineEntry,
+    EngineTarget,
     FileEntry,
     Generator,
     GraphEntry,
@@ -32,12 +39,18 @@ from optimize.runtime.manifest import (
     check_path,
     dump_manifest,
 )
+from optimize.runtime.onnx_engine import OnnxGraphs as runtime_graphs
 from optimize.runtime.prompting import prompting_problems
-from optimize.runtime.tensors import tensors_header
+from optimize.runtime.session import Session
+from optimize.runtime.targets import Choice
+from optimize.runtime.tensors import StoredTensor, tensors_header
 from optimize.runtime.tokenizer_file import check_tokenizer_size
 
 VERSION = "0.1.0"
 REPORT_FILE = "report.json"
+
+ReportFiles = Callable[[Mapping[str, Mapping[str, Any]], Callable[[], Session]], dict[str, bytes]]
+"""(target → what building it took, what opens the ONNX graphs) → path → content of more files."""
 
 
 def export_bundle(
@@ -50,8 +63,11 @@ def export_bundle(
     extra_files: Mapping[str, bytes] | None = None,
     recipe: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
+    engines: Sequence[EngineRequest] = (),
+    int8: bool = False,
+    report_files: ReportFiles | None = None,
 ) -> Path:
-    """Writes a bundle for ONNX Runtime.
+    """Writes a bundle for ONNX Runtime and, where asked, for engines of native code.
 
     Args:
         program: what to write.
@@ -61,6 +77,9 @@ def export_bundle(
         extra_files: path in the bundle → content, beside the program's assets: report, recipe.
         recipe: what the compiler was asked to do, JSON-able, kept in the manifest.
         progress: called with the path of each file before it is written.
+        engines: native code to build beside the ONNX graphs, each target once.
+        int8: quantise the matrix products of the ONNX graphs, see `optimize.export.int8`.
+        report_files: target → facts ↦ further files, made once everything else is built.
     Returns:
         The absolute path of the bundle.
     Raises:
@@ -71,44 +90,104 @@ def export_bundle(
     """
     target = Path(os.path.abspath(path))
     check_target(target, overwrite)
+    check_targets(["onnx", *(request.target for request in engines)], loop)
     _check_prompting(program)
+    engines = [replace(item, program=in_form(item.program, loop, unroll)) for item in engines]
     program = in_form(program, loop, unroll)
     extra = _extra_files(program, extra_files or {})
-    graphs = {role: f"{GRAPHS_FOLDER}/{role}.onnx" for role in sorted(program.graphs)}
-    _check_names(extra, [*graphs.values(), WEIGHTS_FILE, TABLES_FILE, MANIFEST_FILE])
-    used = [name for graph in program.graphs.values() for name in used_weights(graph)]
-    layout = layout_weights(program.weights, used)
-    translated = {role: graph_to_onnx(program.graphs[role], role, layout.places) for role in graphs}
-    form = program.loop
-    if loop == "onnx_loop":
-        looped = as_onnx_loop(program, translated)
-        translated[looped.name] = looped.graph
-        form = looped.loop
-    files: dict[str, FileEntry] = {}
+    onnx = onnx_graphs(program, loop, int8)
+    taken = [*onnx.files().values(), WEIGHTS_FILE, TABLES_FILE, MANIFEST_FILE]
+    _check_names(extra, taken)
     with staged(target, overwrite=overwrite) as staging:
-
-        def write(name: str, chunks: Any) -> None:
-            if progress is not None:
-                progress(name)
-            files[name] = staging.write(name, chunks)
-
-        write(WEIGHTS_FILE, layout.chunks())
-        for role, name in graphs.items():
-            write(name, [translated[role].model.SerializeToString(deterministic=True)])
-        write(TABLES_FILE, _table_chunks(tables_of(form, program.tables)))
-        for name, content in extra.items():
-            write(name, [content])
-        entries = {
-            role: GraphEntry(
-                file=name,
-                inputs=dict(translated[role].inputs),
-                outputs=dict(translated[role].outputs),
-                few_rows=role in program.graphs and has_few_rows(program.graphs[role]),
+        writer = _Writer(staging, progress or _silent)
+        start = time.monotonic()
+        writer.write(WEIGHTS_FILE, onnx.layout.chunks())
+        for role, name in onnx.files().items():
+            content = onnx.graphs[role].model.SerializeToString(deterministic=True)
+            writer.write(name, [content])
+        writer.write(TABLES_FILE, _table_chunks(tables_of(onnx.loop, program.tables)))
+        facts = {"onnx": writer.facts("onnx", start) | {"nodes": onnx.nodes()}}
+        built: dict[EngineTarget, EngineEntry] = {}
+        for request in engines:
+            start = time.monotonic()
+            engine = build(request, onnx.layout, staging.path(WEIGHTS_FILE), writer.tell)
+            built[request.target] = engine.entry
+            for name, content in engine.files.items():
+                writer.write(name, [content])
+            if engine.layout is not None:
+                writer.write(str(engine.entry.weights_file), engine.layout.chunks())
+            facts[request.target] = writer.facts(request.target, start)
+        if report_files is not None:
+            partial = _manifest(
+                program,
+                onnx.loop,
+                onnx.entries(),
+                writer.files | {n: _NO_FILE for n in extra},
+                recipe,
+                {},
+                {},
             )
-            for role, name in graphs.items()
-        }
-        _publish(staging, _manifest(program, form, entries, files, recipe, extra))
+            made = report_files(facts, lambda: _session(program, onnx, partial))
+            _check_names(made, [*taken, *extra])
+            extra |= made
+        for name, content in sorted(extra.items()):
+            writer.write(name, [content])
+        manifest = _manifest(program, onnx.loop, onnx.entries(), writer.files, recipe, extra, built)
+        _publish(staging, manifest)
     return target
+
+
+_NO_FILE = FileEntry(size=0, sha256="0" * 64)
+
+
+def _session(program: Program, onnx: OnnxGraphs, manifest: Manifest) -> Session:
+    """A session of graphs that are not published yet."""
+    layout = onnx.layout
+    stored = {}
+    for name, tensor in zip(layout.names, layout.tensors, strict=True):
+        flat = tensor.detach().cpu().contiguous()
+        dtype = STORED_NAMES[flat.dtype]
+        array = flat.view(torch.uint16).numpy() if dtype == "bfloat16" else flat.numpy()
+        stored[name] = StoredTensor(dtype, array, layout.places[name].offset)
+    models = {
+        role: graph.model.SerializeToString(deterministic=True)
+        for role, graph in onnx.graphs.items()
+    }
+    prompting = program.prompting
+    bundle = Bundle(
+        manifest=manifest,
+        models=models,
+        weights=stored,
+        tables=tables_of(onnx.loop, program.tables),
+        choice=Choice("onnx", "the bundle is being written"),
+        engine_files={},
+        tokenizer=b"" if prompting is None else program.assets[prompting.tokenizer],
+        unlisted=(),
+    )
+    return Session(bundle, runtime_graphs(models, manifest.graphs, stored))
+
+
+class _Writer:
+    """Writes files into a staging folder and keeps their sizes and hashes."""
+
+    def __init__(self, staging: Staging, tell: Callable[[str], None]) -> None:
+        self._staging = staging
+        self.tell = tell
+        self.files: dict[str, FileEntry] = {}
+
+    def write(self, name: str, chunks: Any) -> None:
+        self.tell(name)
+        self.files[name] = self._staging.write(name, chunks)
+
+    def facts(self, target: str, start: float) -> dict[str, Any]:
+        """Bytes of a target's files, and the seconds since `start`."""
+        folder = GRAPHS_FOLDER if target == "onnx" else f"{ENGINES_FOLDER}/{target}"
+        sizes = [entry.size for name, entry in self.files.items() if name.startswith(f"{folder}/")]
+        return {"bytes": sum(sizes), "seconds": round(time.monotonic() - start, 1)}
+
+
+def _silent(name: str) -> None:
+    """Tells nobody."""
 
 
 def _publish(staging: Staging, manifest: Manifest) -> None:
@@ -124,6 +203,7 @@ def _manifest(
     files: Mapping[str, FileEntry],
     recipe: Mapping[str, Any] | None,
     extra: Mapping[str, bytes],
+    engines: Mapping[EngineTarget, EngineEntry],
 ) -> Manifest:
     report = extra.get(REPORT_FILE)
     return Manifest(
@@ -134,7 +214,8 @@ def _manifest(
         signature=program.signature,
         loop=loop,
         graphs=dict(graphs),
-        targets=("onnx",),
+        targets=("onnx", *engines),
+        engines=dict(engines),
         files=dict(files),
         recipe=None if recipe is None else dict(recipe),
         report_sha256=None if report is None else hashlib.sha256(report).hexdigest(),

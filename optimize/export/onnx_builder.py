@@ -42,7 +42,8 @@ DTYPES: Mapping[torch.dtype, ir.DataType] = {
 class OnnxBuilder:
     """The nodes of a graph, in order; implements `optimize.kernels.onnx_ops.OnnxOps`."""
 
-    def __init__(self) -> None:
+    def __init__(self, standard: bool = False) -> None:
+        self.standard = standard
         self.nodes: list[ir.Node] = []
         self.constants: dict[str, ir.Value] = {}
         self._made: dict[Any, tuple[ir.Value, ...]] = {}

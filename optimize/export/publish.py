@@ -60,6 +60,10 @@ class Staging:
             os.close(descriptor)
         return FileEntry(size=size, sha256=digest.hexdigest())
 
+    def path(self, name: str) -> Path:
+        """Where a file that was written lies until the folder is published."""
+        return self._folder / name
+
     def publish(self) -> None:
         """Makes the folder visible under the target's name.
 

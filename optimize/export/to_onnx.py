@@ -52,7 +52,9 @@ class OnnxGraph:
     outputs: Mapping[str, str]
 
 
-def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> OnnxGraph:
+def graph_to_onnx(
+    graph: Graph, name: str, places: Mapping[str, Place], *, standard: bool = False
+) -> OnnxGraph:
     """Translates one graph.
 
     Args:
@@ -60,11 +62,12 @@ def graph_to_onnx(graph: Graph, name: str, places: Mapping[str, Place]) -> OnnxG
         name: the graph's name in the file.
         places: weight name → where its bytes lie; initializers get the place's own name, so tied
             weights are one initializer.
+        standard: use the operators of the standard only, for others than ONNX Runtime.
     Raises:
         UnsupportedOpError: an op has no lowering; names op, node and source line.
     """
     check_no_collectives(graph, name)
-    b = OnnxBuilder()
+    b = OnnxBuilder(standard)
     values: dict[fx.Node, Any] = {}
     inputs: list[ir.Value] = []
     initializers: dict[str, ir.Value] = {}

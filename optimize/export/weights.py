@@ -18,6 +18,9 @@ WEIGHTS_FILE = "weights.safetensors"
 ALIGNMENT = 64
 """Bytes; the width of a cache line and of the widest vector registers."""
 
+STORED_NAMES = {**DTYPE_NAMES, torch.int8: "int8", torch.uint8: "uint8"}
+"""PyTorch's dtypes → their names in the runtime, of everything that a weight can be."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -39,11 +42,13 @@ class Layout:
         header: the length field and the JSON header.
         places: weight name → place; tied weights share one.
         tensors: the tensors to write after the header, in order.
+        names: what they are called in the file.
     """
 
     header: bytes
     places: Mapping[str, Place]
     tensors: tuple[torch.Tensor, ...]
+    names: tuple[str, ...]
 
     def chunks(self) -> Iterator[memoryview]:
         """The bytes of the file, without copying weights that are contiguous on the CPU."""
@@ -73,7 +78,7 @@ def layout_weights(weights: Mapping[str, torch.Tensor], used: Iterable[str]) -> 
         ),
     )
     header = tensors_header(
-        [(n, DTYPE_NAMES[weights[n].dtype], tuple(weights[n].shape)) for n in order], ALIGNMENT
+        [(n, STORED_NAMES[weights[n].dtype], tuple(weights[n].shape)) for n in order], ALIGNMENT
     )
     offsets: dict[str, int] = {}
     position = len(header)
@@ -90,7 +95,7 @@ def layout_weights(weights: Mapping[str, torch.Tensor], used: Iterable[str]) -> 
         )
         for name, kept in owner.items()
     }
-    return Layout(header, places, tuple(weights[name] for name in order))
+    return Layout(header, places, tuple(weights[name] for name in order), tuple(order))
 
 
 def _real(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,17 +1,22 @@
-"""Where `Program.export` finds the exporters, which come after `ir` in the import order."""
+"""Where `Program.export` finds the exporter, which comes after `ir` in the import order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from optimize.ir.errors import RecipeError
 
 Exporter = Callable[..., Path]
-"""(program, path, loop=…, unroll=…, overwrite=…, recipe=…, report=…) → the bundle's folder."""
+"""(program, path, targets=…, and the options of `Program.export`) → the bundle's folder."""
 
-EXPORTERS: dict[str, Exporter] = {}
-"""Target → exporter; filled by the face of the package."""
+EXPORTERS: list[Exporter] = []
+"""The one exporter; set by the face of the package."""
 
+Target = Literal["onnx", "aoti", "tensorrt-rtx", "tensorrt"]
+"""What a bundle can hold code for."""
+
+Precision = Literal["float32", "float16", "bfloat16", "int8"]
+"""What a target computes matrix products in; int8 is for ONNX on CPUs."""
 
 LoopForm = Literal["step", "unrolled", "onnx_loop"]
 """How the steps of a loop become engine calls: one each, several at once, or an ONNX `Loop`."""
@@ -31,12 +36,24 @@ def check_form(form: str, unroll: int | None) -> None:
         raise RecipeError(f"unroll: found {unroll}, expected a number of steps of at least 1")
 
 
-def export(program: Any, path: Any, target: str, **options: Any) -> Path:
-    """Writes a bundle for a target.
+def check_target_names(targets: Sequence[str]) -> None:
+    """Refuses a target that there is not, before any work is done for it.
 
     Raises:
-        RecipeError: there is no exporter for the target.
+        RecipeError: says what there is.
     """
-    if target not in EXPORTERS:
-        raise RecipeError(f"unknown target {target!r}; known targets: {', '.join(EXPORTERS)}")
-    return EXPORTERS[target](program, path, **options)
+    unknown = [item for item in targets if item not in get_args(Target)]
+    if unknown or not targets:
+        found = repr(unknown[0]) if unknown else "none"
+        raise RecipeError(f"unknown target {found}; known targets: {', '.join(get_args(Target))}")
+
+
+def export(program: Any, path: Any, target: str | Sequence[str], **options: Any) -> Path:
+    """Writes a bundle for a target or several, such as "onnx" or ("onnx", "aoti").
+
+    Raises:
+        RecipeError: there is no such target.
+    """
+    targets = [target] if isinstance(target, str) else list(target)
+    check_target_names(targets)
+    return EXPORTERS[0](program, path, targets=targets, **options)

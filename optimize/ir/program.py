@@ -1,7 +1,7 @@
 """The type that flows: graphs, weights and a loop, never changed in place."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from optimize.ir import exporting
 from optimize.ir.decode import Decoding
 from optimize.ir.denoise import DenoiseLoop
-from optimize.ir.exporting import LoopForm
+from optimize.ir.exporting import LoopForm, Precision
 from optimize.ir.graph import Graph
 from optimize.ir.record import Record
 from optimize.ir.report import Report
@@ -78,37 +78,57 @@ class Program:
         self,
         path: str | os.PathLike[str],
         *,
-        target: str = "onnx",
+        target: str | Sequence[str] = "onnx",
+        precision: Precision | Mapping[str, Precision] | None = None,
         loop: LoopForm = "step",
         unroll: int | None = None,
         overwrite: bool = False,
         recipe: Mapping[str, Any] | None = None,
         report: Report | None = None,
+        capabilities: Sequence[str] | None = None,
+        sizes: Mapping[str, tuple[int, int, int]] | None = None,
+        static: Mapping[str, int] | None = None,
+        example: bool = False,
     ) -> Path:
         """Writes a bundle that runs without PyTorch.
 
         Args:
             path: the folder to make.
-            target: what the bundle is for.
+            target: what the bundle is for; several share one folder, and every bundle has the
+                graphs of "onnx".
+            precision: what matrix products are computed in, for all targets or by target; None
+                leaves the model as it is. The change of the result is held against the budget of
+                the recipe, or against a relative error of 0.1 where it has none.
             loop: "step" makes one engine call per step, "unrolled" one per `unroll` steps,
                 "onnx_loop" one for all, with an ONNX `Loop` inside. The numbers are the same.
             unroll: steps per call of an unrolled loop; None means all.
             overwrite: replace a bundle that stands there; it stays whole until the new one is.
             recipe: kept in the bundle, for whoever reads it.
             report: kept in the bundle; the program's own by default.
+            capabilities: of the GPUs that TensorRT-RTX builds for, such as ("SM89", "SM120").
+            sizes: named size → (least, best, greatest) that TensorRT-RTX builds for.
+            static: named size → the one size that the whole bundle is for.
+            example: keep one calibration request with its results, and how long it takes, for
+                `optimize verify`; runs the program in PyTorch once.
         Raises:
             RecipeError: unknown target, or a form that the loop cannot have.
-            ResourceError: the folder exists or cannot be written.
+            QualityError: a precision changes the result by more than the budget.
+            ResourceError: the folder exists or cannot be written, or a library is missing.
         """
         return exporting.export(
             self,
             path,
             target,
+            precision=precision,
             loop=loop,
             unroll=unroll,
             overwrite=overwrite,
             recipe=recipe,
             report=report or self.report,
+            capabilities=capabilities,
+            sizes=sizes,
+            static=static,
+            example=example,
         )
 
     def __call__(

@@ -54,6 +54,9 @@ class Report:
         rows: measured rows, the baseline and the controls among them.
         curves: calls versus quality, with `curve_metric` as the label of the vertical axis.
         environment: what the figures were measured on.
+        targets: target of a bundle → its precision, what that changed, nodes, bytes and the seconds
+            it took to build.
+        receipt: what the bundle promises when it is measured again: speed, error, machine.
     """
 
     passes: tuple[Record, ...]
@@ -62,6 +65,8 @@ class Report:
     curves: tuple[Curve, ...] = ()
     curve_metric: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    targets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    receipt: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self, role: Role) -> Row | None:
         """The first row of a role."""
@@ -93,6 +98,8 @@ class Report:
                 "curve_metric": self.curve_metric,
                 "notes": self.notes,
                 "environment": self.environment,
+                "targets": self.targets,
+                "receipt": self.receipt,
             }
         )
         return data

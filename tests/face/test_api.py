@@ -63,13 +63,13 @@ def test_budget_is_checked_after_the_last_pass() -> None:
 
 
 def test_budget_of_tokens() -> None:
-    recipe = Recipe.load({"passes": [], "budget": {"token_match": 0.9}})
+    budget = Budget(token_match=0.9)
     record = Record("prune_visual_tokens", {}, ("prefill",), error=0.2)
-    check_budget(recipe, [replace(record, details={"token_match": 0.9})])
+    check_budget("recipe", budget, [replace(record, details={"token_match": 0.9})])
     with pytest.raises(QualityError, match="found token_match 0.75, expected at least 0.9. after"):
-        check_budget(recipe, [replace(record, details={"token_match": 0.75})])
+        check_budget("recipe", budget, [replace(record, details={"token_match": 0.75})])
     with pytest.raises(QualityError, match="no generated tokens, expected some for token_match"):
-        check_budget(recipe, [record])
+        check_budget("recipe", budget, [record])
     with pytest.raises(RecipeError, match=r"token_match: found 2.*expected a share in \[0, 1\]"):
         run(fused(), budget={"token_match": 2})
 

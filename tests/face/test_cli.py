@@ -272,6 +272,10 @@ class TestBundles:
         data = json.loads(out)
         assert (code, data["verdict"], data["signed"]) == (0, "pass", False)
         assert 0 <= data["error"] < 1e-4
+        assert data["checks"]["stored results"]["holds"] and data["checks"]["repeated"]["holds"]
+        code, out, _ = run(capsys, "verify", bundle, "--remeasure", "--slower", "1000", "--json")
+        data = json.loads(out)
+        assert (code, data["speed"]["verdict"]) == (0, "pass") and data["speed"]["promised"] > 0
         code, out, _ = run(
             capsys, "verify", bundle, "--model", f"{model}:tiny", "--limit", "0", "--json"
         )
@@ -288,6 +292,15 @@ class TestBundles:
         assert low <= data["speedup"] <= high
         code, out, _ = run(capsys, "bench", bundle, f"{model}:tiny", *few, "--at-least", "0.0001")
         assert code in (0, 3) and "95 % interval" in out
+
+        code, _, error = run(capsys, "verify", bundle, "--target", "aoti", "--trust-native")
+        assert code == 5 and "found 'aoti', expected one of onnx" in error
+        small = str(tmp_path / "small")
+        lower = ("--precision", "bfloat16", "--static", "batch=1", "--out", small)
+        assert run(capsys, "export", f"{model}:tiny", *lower)[0] == 0
+        code, out, _ = run(capsys, "verify", small, "--json")
+        check = json.loads(out)["checks"]["stored results"]
+        assert code == 0 and check["limit"] > 1e-4 and check["error"] > 1e-6
 
         looped = str(tmp_path / "looped")
         form = ("--loop", "unrolled", "--unroll", "5", "--out", looped)

@@ -1,0 +1,133 @@
+"""What a bundle promised when it was made, in a form that can be checked again later.
+
+A stored example is one request and the results that the program gave for it in PyTorch. A speed is
+the time of that request divided by the time of a fixed piece of work run in turns with it, so that
+a machine that is busy, or throttled, slows both.
+"""
+
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimize.measure.timing import interleaved_seconds
+from optimize.runtime.errors import CorruptBundle
+from optimize.runtime.tensors import ITEM_DTYPES, read_tensors, tensors_header
+
+EXAMPLE_FILE = "example.safetensors"
+
+_REQUEST, _RESULT = "request.", "result."
+_DTYPES = {dtype for dtype, _ in ITEM_DTYPES.values()} - {"bfloat16"}
+_WORK_SIZE = 384
+"""Rows and columns of the products of the fixed work: about a millisecond on one core."""
+
+
+@dataclass(frozen=True)
+class StoredExample:
+    """A request, numbers as arrays of rank 0, and what it must give."""
+
+    request: Mapping[str, NDArray[Any]]
+    results: Mapping[str, NDArray[Any]]
+
+    def fields(self) -> dict[str, Any]:
+        """The request as a session takes it."""
+        return {
+            name: array.item() if name == "seed" else array for name, array in self.request.items()
+        }
+
+
+def dump_example(request: Mapping[str, Any], results: Mapping[str, Any]) -> bytes:
+    """The file of an example; results that are no arrays, such as text, are left out."""
+    named = {f"{_REQUEST}{name}": _array(item) for name, item in request.items()}
+    named |= {
+        f"{_RESULT}{name}": _array(item)
+        for name, item in results.items()
+        if isinstance(item, np.ndarray)
+    }
+    order = sorted(named, key=lambda name: (-named[name].itemsize, name))
+    header = tensors_header([(n, str(named[n].dtype), named[n].shape) for n in order])
+    return header + b"".join(named[name].tobytes() for name in order)
+
+
+def _array(item: Any) -> NDArray[Any]:
+    array = np.asarray(item)
+    if array.dtype == np.uint64:
+        array = array.astype(np.int64)
+    if str(array.dtype) not in _DTYPES:
+        raise ValueError(f"example: found an array of dtype {array.dtype}, expected numbers")
+    return np.asarray(array, order="C")
+
+
+def read_example(content: NDArray[np.uint8]) -> StoredExample:
+    """The example of a file.
+
+    Raises:
+        CorruptBundle: it holds something else.
+    """
+    tensors = read_tensors(content, EXAMPLE_FILE)
+    request: dict[str, NDArray[Any]] = {}
+    results: dict[str, NDArray[Any]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_REQUEST):
+            request[name.removeprefix(_REQUEST)] = tensor.array
+        elif name.startswith(_RESULT):
+            results[name.removeprefix(_RESULT)] = tensor.array
+        else:
+            raise CorruptBundle(
+                f"{EXAMPLE_FILE}: found tensor {name!r}, expected request and result"
+            )
+    return StoredExample(request, results)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A measured speed.
+
+    Attributes:
+        seconds: of one request, median.
+        work_seconds: of the fixed work, median.
+        ratio: median over rounds of the one divided by the other.
+        machine: what it was measured on.
+    """
+
+    seconds: float
+    work_seconds: float
+    ratio: float
+    machine: str
+
+
+def measure_speed(answer: Callable[[], object], repeats: int = 7) -> Speed:
+    """Times a request in turns with the fixed work, after one round of warm-up."""
+    matrix = np.random.default_rng(0).standard_normal((_WORK_SIZE, _WORK_SIZE)).astype(np.float32)
+
+    def work() -> None:
+        for _ in range(8):
+            np.matmul(matrix, matrix)
+
+    seconds = interleaved_seconds({"request": answer, "work": work}, repeats)
+    pairs = zip(seconds["request"], seconds["work"], strict=True)
+    return Speed(
+        seconds=statistics.median(seconds["request"]),
+        work_seconds=statistics.median(seconds["work"]),
+        ratio=statistics.median(mine / other for mine, other in pairs),
+        machine=fingerprint(),
+    )
+
+
+def fingerprint() -> str:
+    """Processor, cores and system: speeds of machines that differ in them are not comparable."""
+    return f"{platform.machine()}, {_processor()}, {os.cpu_count()} cores, {platform.system()}"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or "unknown processor"
