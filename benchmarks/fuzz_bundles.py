@@ -8,7 +8,7 @@
 
 Inputs are read in child processes with a limit on their address space. An input fails if the child
 dies by a signal, raises what is not an `OptimizeError`, takes more than five seconds, or grows by
-more than 256 MiB. Failures are written as files; input `index` of a kind is made again by
+more than 512 MiB. Failures are written as files; input `index` of a kind is made again by
 `--only KIND INDEX`.
 
 python benchmarks/fuzz_bundles.py --out build/bench/fuzz_bundles.json
@@ -44,7 +44,7 @@ from optimize.runtime.session import load
 from optimize.runtime.tensors import read_tensors
 
 HANG_SECONDS = 5.0
-GROWTH_BYTES = 256 * 2**20
+GROWTH_BYTES = 512 * 2**20
 ADDRESS_SPACE = 2 * 2**30
 """What a child may map beyond what it has when it starts."""
 

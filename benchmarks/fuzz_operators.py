@@ -69,6 +69,7 @@ def feed_operator(content: bytes) -> None:
 
 def _output_names(content: bytes) -> list[str]:
     try:
-        return [item.name for item in onnx.ModelProto.FromString(content).graph.output]
+        outputs = onnx.ModelProto.FromString(content).graph.output
+        return [str(item.name) for item in outputs]
     except DecodeError:
         return []
