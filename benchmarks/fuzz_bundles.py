@@ -48,7 +48,13 @@ GROWTH_BYTES = 512 * 2**20
 ADDRESS_SPACE = 2 * 2**30
 """What a child may map beyond what it has when it starts."""
 
-COUNTS: Mapping[str, int] = {"manifests": 20_000, "tensors": 20_000, "files": 4_000, "graphs": 4_000, "operators": 8_000}
+COUNTS: Mapping[str, int] = {
+    "manifests": 20_000,
+    "tensors": 20_000,
+    "files": 4_000,
+    "graphs": 4_000,
+    "operators": 8_000,
+}
 
 
 class Surprise(Exception):

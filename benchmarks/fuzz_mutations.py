@@ -13,7 +13,23 @@ from typing import Any
 import onnx
 
 BYTE_EXTREMES = (0, 1, 0x7F, 0x80, 0xFF)
-INTEGERS = (0, 1, -1, 2, 7, 64, 255, 2**15, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, -(2**63))
+INTEGERS = (
+    0,
+    1,
+    -1,
+    2,
+    7,
+    64,
+    255,
+    2**15,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**40,
+    2**62,
+    2**63 - 1,
+    -(2**63),
+)
 FLOATS = (0.0, -0.0, 1e-45, 1e38, float("inf"), float("-inf"), float("nan"))
 JSON_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**400, 1.5, 1e308, "", "x", "../x", "/x",
@@ -129,9 +145,7 @@ def _change_field(model: Any, random: Random) -> None:
             _copy_or_swap(current, index, places, field, random)
         else:
             current[index] = _value(field, current[index], model, random)
-    elif field.message_type is not None:
-        message.ClearField(field.name)
-    elif random.random() < 0.15:
+    elif field.message_type is not None or random.random() < 0.15:
         message.ClearField(field.name)
     else:
         setattr(message, field.name, _value(field, current, model, random))

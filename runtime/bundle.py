@@ -28,12 +28,14 @@ from optimize.runtime.errors import (
 from optimize.runtime.manifest import (
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
+    SIGNATURE_FILE,
     TABLES_FILE,
     WEIGHTS_FILE,
     FileEntry,
     Manifest,
     parse_manifest,
 )
+from optimize.runtime.signature import MAX_SIGNATURE_BYTES, check_signature
 from optimize.runtime.targets import Choice, choose
 from optimize.runtime.tensors import StoredTensor, read_tensors
 from optimize.runtime.tokenizer_file import check_tokenizer_size
@@ -57,6 +59,8 @@ class Bundle:
         engine_files: path → bytes of its native code, empty for "onnx".
         tokenizer: content of the file that `manifest.prompting` names, empty without one.
         unlisted: files in the folder that the manifest does not name; never read.
+        manifest_bytes: content of manifest.json.
+        provenance: "unsigned", "signed, not checked" or "signed by KEY".
     """
 
     manifest: Manifest
@@ -67,6 +71,8 @@ class Bundle:
     engine_files: Mapping[str, NDArray[np.uint8]]
     tokenizer: bytes
     unlisted: tuple[str, ...]
+    manifest_bytes: bytes = b""
+    provenance: str = "unsigned"
 
 
 def open_bundle(
@@ -75,6 +81,7 @@ def open_bundle(
     target: str | None = None,
     trusted: bool = False,
     strict: bool = False,
+    public_key: bytes | None = None,
 ) -> Bundle:
     """Reads and verifies a bundle.
 
@@ -83,6 +90,8 @@ def open_bundle(
         target: what shall run, see `optimize.runtime.targets.choose`; only its files are kept.
         trusted: whether native code may be chosen.
         strict: refuse files that the manifest does not name, instead of warning.
+        public_key: Ed25519, PEM; refuses a bundle that this key did not sign. One that it signed
+            is trusted.
     Raises:
         BundleError: not a bundle, or an unfinished export.
         DeviceError: this machine cannot run the target.
@@ -91,14 +100,17 @@ def open_bundle(
     """
     root = _open_root(Path(path))
     try:
-        manifest = parse_manifest(_read_manifest(root, Path(path)))
-        unlisted = tuple(sorted(_listing(root) - set(manifest.files) - {MANIFEST_FILE}))
+        raw = read_manifest(root, Path(path))
+        provenance = _provenance(root, path, raw, public_key)
+        manifest = parse_manifest(raw)
+        ours = {*manifest.files, MANIFEST_FILE, SIGNATURE_FILE}
+        unlisted = tuple(sorted(_listing(root) - ours))
         if unlisted:
             text = f"{path}: found files the manifest does not name: {', '.join(unlisted[:5])}"
             if strict:
                 raise IntegrityError(f"{text}; remove them")
             warnings.warn(f"{text}; they are not used", stacklevel=3)
-        choice = choose(manifest, target, trusted)
+        choice = choose(manifest, target, trusted or public_key is not None)
         needed = {*(graph.file for graph in manifest.graphs.values()), TABLES_FILE}
         engine = manifest.engines.get(choice.target)  # type: ignore[call-overload]
         weights_file = WEIGHTS_FILE if engine is None else engine.weights_file
@@ -125,6 +137,8 @@ def open_bundle(
         engine_files={name: content[name] for name in engine_names},
         tokenizer=b"" if prompting is None else content[prompting.tokenizer].tobytes(),
         unlisted=unlisted,
+        manifest_bytes=raw,
+        provenance=provenance,
     )
 
 
@@ -136,7 +150,7 @@ def read_file(path: str | os.PathLike[str], name: str) -> NDArray[np.uint8] | No
     """
     root = _open_root(Path(path))
     try:
-        manifest = parse_manifest(_read_manifest(root, Path(path)))
+        manifest = parse_manifest(read_manifest(root, Path(path)))
         entry = manifest.files.get(name)
         return None if entry is None else _read_file(root, name, entry, keep=True)
     finally:
@@ -155,7 +169,31 @@ def _open_root(path: Path) -> int:
         raise ResourceError(f"{path}: cannot be opened: {error.strerror}") from error
 
 
-def _read_manifest(root: int, path: Path) -> bytes:
+def _provenance(
+    root: int, path: str | os.PathLike[str], manifest: bytes, public_key: bytes | None
+) -> str:
+    """What the signature says; it is checked before anything else is read."""
+    try:
+        descriptor = _open_inside(root, SIGNATURE_FILE)
+    except FileNotFoundError:
+        signature = None
+    else:
+        with os.fdopen(descriptor, "rb") as file:
+            signature = file.read(MAX_SIGNATURE_BYTES + 1)
+    if public_key is None:
+        return "unsigned" if signature is None else "signed, not checked"
+    try:
+        return f"signed by {check_signature(manifest, signature, public_key)[:16]}"
+    except BundleError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def read_manifest(root: int, path: Path) -> bytes:
+    """The bytes of the manifest in an open folder.
+
+    Raises:
+        BundleError: there is none, or more than a manifest may have; `path` is for the message.
+    """
     try:
         descriptor = _open_inside(root, MANIFEST_FILE)
     except FileNotFoundError as error:

@@ -174,7 +174,9 @@ def _nodes(graph: memoryview, depth: int) -> Iterator[tuple[wire.Node, int]]:
         node = wire.read_node(item.data())
         check_node(node)
         if node.sparse:
-            raise UnsafeBundle(f"found a sparse constant at node {node.name!r}, expected a dense one")
+            raise UnsafeBundle(
+                f"found a sparse constant at node {node.name!r}, expected a dense one"
+            )
         for tensor in node.tensors:
             if wire.read_tensor(tensor).external is not None:
                 raise UnsafeBundle(f"found external data in an attribute of node {node.name!r}")

@@ -28,6 +28,7 @@ from optimize.runtime.manifest import (
     FORMAT_MINOR,
     GRAPHS_FOLDER,
     MANIFEST_FILE,
+    SIGNATURE_FILE,
     TABLES_FILE,
     WEIGHTS_FILE,
     EngineEntry,
@@ -96,7 +97,8 @@ def export_bundle(
     program = in_form(program, loop, unroll)
     extra = _extra_files(program, extra_files or {})
     onnx = onnx_graphs(program, loop, int8)
-    taken = [*onnx.files().values(), WEIGHTS_FILE, TABLES_FILE, MANIFEST_FILE]
+    fixed = (WEIGHTS_FILE, TABLES_FILE, MANIFEST_FILE, SIGNATURE_FILE)
+    taken = [*onnx.files().values(), *fixed]
     _check_names(extra, taken)
     with staged(target, overwrite=overwrite) as staging:
         writer = _Writer(staging, progress or _silent)

@@ -103,7 +103,9 @@ ROWS: Mapping[str, Row] = {
             f"{BUNDLE}::test_a_newer_minor_version_loads_and_its_new_fields_are_ignored",
         ),
     ),
-    "C17": Row("a capability this version lacks", (f"{BUNDLE}::test_a_missing_capability_is_named",)),
+    "C17": Row(
+        "a capability this version lacks", (f"{BUNDLE}::test_a_missing_capability_is_named",)
+    ),
     "C20": Row("native code without trust", (f"{BUNDLE}::test_native_code_needs_trust",)),
     "C21": Row(
         "a provider that is absent or misspelt",
