@@ -44,6 +44,8 @@ STAGING_SUFFIX = ".staging"
 """How the name of an unfinished export ends."""
 
 CHUNK_BYTES = 4 * 2**20
+MAX_ATTEMPTS = 20
+"""Times a bundle is opened anew because an export replaced it meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -98,35 +100,63 @@ def open_bundle(
         CorruptBundle, IntegrityError, UnsafeBundle, VersionError: see `optimize.runtime.errors`.
         ResourceError: the system refuses to open or read it.
     """
-    root = _open_root(Path(path))
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        root = _open_root(Path(path))
+        try:
+            return _open_in(root, Path(path), target, trusted, strict, public_key)
+        except (BundleError, OSError) as error:
+            # An export that replaces a bundle removes the old folder, from under its readers too.
+            if attempt < MAX_ATTEMPTS and _was_replaced(root, path):
+                continue
+            if isinstance(error, OSError):
+                raise ResourceError(f"{path}: cannot be read: {error.strerror}") from error
+            raise
+        finally:
+            os.close(root)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _was_replaced(root: int, path: str | os.PathLike[str]) -> bool:
+    """Whether another folder has the name that this one was opened by, or none has."""
     try:
-        raw = read_manifest(root, Path(path))
-        provenance = _provenance(root, path, raw, public_key)
-        manifest = parse_manifest(raw)
-        ours = {*manifest.files, MANIFEST_FILE, SIGNATURE_FILE}
-        unlisted = tuple(sorted(_listing(root) - ours))
-        if unlisted:
-            text = f"{path}: found files the manifest does not name: {', '.join(unlisted[:5])}"
-            if strict:
-                raise IntegrityError(f"{text}; remove them")
-            warnings.warn(f"{text}; they are not used", stacklevel=3)
-        choice = choose(manifest, target, trusted or public_key is not None)
-        needed = {*(graph.file for graph in manifest.graphs.values()), TABLES_FILE}
-        engine = manifest.engines.get(choice.target)  # type: ignore[call-overload]
-        weights_file = WEIGHTS_FILE if engine is None else engine.weights_file
-        engine_names = () if engine is None else [item.file for item in engine.graphs.values()]
-        needed.update(engine_names, () if weights_file is None else (weights_file,))
-        prompting = manifest.prompting
-        if prompting is not None:
-            needed.add(prompting.tokenizer)
-            check_tokenizer_size(prompting.tokenizer, manifest.files[prompting.tokenizer].size)
-        content: dict[str, NDArray[np.uint8]] = {}
-        for name, entry in sorted(manifest.files.items()):
-            data = _read_file(root, name, entry, keep=name in needed)
-            if data is not None:
-                content[name] = data
-    finally:
-        os.close(root)
+        return not os.path.samestat(os.fstat(root), os.stat(path))
+    except OSError:
+        return True
+
+
+def _open_in(
+    root: int,
+    path: Path,
+    target: str | None,
+    trusted: bool,
+    strict: bool,
+    public_key: bytes | None,
+) -> Bundle:
+    raw = read_manifest(root, path)
+    provenance = _provenance(root, path, raw, public_key)
+    manifest = parse_manifest(raw)
+    ours = {*manifest.files, MANIFEST_FILE, SIGNATURE_FILE}
+    unlisted = tuple(sorted(_listing(root) - ours))
+    if unlisted:
+        text = f"{path}: found files the manifest does not name: {', '.join(unlisted[:5])}"
+        if strict:
+            raise IntegrityError(f"{text}; remove them")
+        warnings.warn(f"{text}; they are not used", stacklevel=4)
+    choice = choose(manifest, target, trusted or public_key is not None)
+    needed = {*(graph.file for graph in manifest.graphs.values()), TABLES_FILE}
+    engine = manifest.engines.get(choice.target)  # type: ignore[call-overload]
+    weights_file = WEIGHTS_FILE if engine is None else engine.weights_file
+    engine_names = () if engine is None else [item.file for item in engine.graphs.values()]
+    needed.update(engine_names, () if weights_file is None else (weights_file,))
+    prompting = manifest.prompting
+    if prompting is not None:
+        needed.add(prompting.tokenizer)
+        check_tokenizer_size(prompting.tokenizer, manifest.files[prompting.tokenizer].size)
+    content: dict[str, NDArray[np.uint8]] = {}
+    for name, entry in sorted(manifest.files.items()):
+        data = _read_file(root, name, entry, keep=name in needed)
+        if data is not None:
+            content[name] = data
     tables = read_tensors(content[TABLES_FILE], TABLES_FILE)
     return Bundle(
         manifest=manifest,
