@@ -11,6 +11,7 @@ import os
 import stat
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -287,26 +288,39 @@ def _read_file(root: int, name: str, entry: FileEntry, keep: bool) -> NDArray[np
         size = os.fstat(file.fileno()).st_size
         if size != entry.size:
             raise _differs(name, f"{size} bytes", f"{entry.size}")
-        digest = hashlib.sha256()
         try:
-            data = np.empty(size if keep else min(size, CHUNK_BYTES), dtype=np.uint8)
+            data = np.empty(size if keep else min(size, 2 * CHUNK_BYTES), dtype=np.uint8)
         except MemoryError as error:
             raise ResourceError(f"{name}: {size} bytes do not fit in memory") from error
-        position = 0
-        while position < size:
-            start = position if keep else 0
-            view = data.data[start : start + min(CHUNK_BYTES, size - position)]
-            count = _read_into(file, view, name)
-            if count == 0:
-                raise _differs(name, f"{position} bytes", f"{entry.size}")
-            digest.update(view[:count])
-            position += count
-    if digest.hexdigest() != entry.sha256:
-        raise _differs(name, f"sha256 {digest.hexdigest()}", entry.sha256)
+        found = _read_hashed(file, data.data, size, name)
+    if found != entry.sha256:
+        raise _differs(name, f"sha256 {found}", entry.sha256)
     if not keep:
         return None
     data.flags.writeable = False
     return data
+
+
+def _read_hashed(file: Any, memory: memoryview, size: int, name: str) -> str:
+    """Reads a file into memory, or through its two halves in turns, and returns the SHA-256.
+
+    A chunk is hashed by another thread while the next one is read.
+    """
+    digest = hashlib.sha256()
+    position = step = 0
+    with ThreadPoolExecutor(1) as hasher:
+        hashed: Future[None] | None = None
+        while position < size:
+            start = position if len(memory) >= size else step % 2 * CHUNK_BYTES
+            view = memory[start : start + min(CHUNK_BYTES, size - position)]
+            count = _read_into(file, view, name)
+            if hashed is not None:
+                hashed.result()
+            if count == 0:
+                raise _differs(name, f"{position} bytes", f"{size}")
+            hashed = hasher.submit(digest.update, view[:count])
+            position, step = position + count, step + 1
+    return digest.hexdigest()
 
 
 def _read_into(file: Any, view: memoryview, name: str) -> int:
