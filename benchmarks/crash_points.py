@@ -11,7 +11,6 @@ python benchmarks/crash_points.py --out build/bench/crash_points.json
 """
 
 import argparse
-import json
 import os
 import shutil
 import signal

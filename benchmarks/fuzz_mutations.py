@@ -96,12 +96,12 @@ def damaged_json(value: Any, random: Random) -> bytes:
         elif way == 2 and isinstance(parent, dict) and key != "":
             parent[random.choice(("x", "", key + "x", "name", "loop"))] = parent.pop(key)
         elif way == 3 and isinstance(parent[key], list):
-            parent[key] = parent[key] * random.choice((2, 50))
+            parent[key] = copy.deepcopy(parent[key]) * random.choice((2, 50))
         elif way == 4:
             for _ in range(random.choice((3, 30, 300))):
                 parent[key] = [parent[key]]
         else:
-            parent[key] = random.choice(JSON_VALUES)
+            parent[key] = copy.deepcopy(random.choice(JSON_VALUES))
     text = json.dumps(document.get(""), ensure_ascii=random.random() < 0.9)
     return text.encode(errors="surrogatepass")
 

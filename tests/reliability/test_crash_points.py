@@ -21,7 +21,9 @@ def crash_points():
     """The module benchmarks/crash_points.py."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        spec = importlib.util.spec_from_file_location("crash_points", BENCHMARKS / "crash_points.py")
+        spec = importlib.util.spec_from_file_location(
+            "crash_points", BENCHMARKS / "crash_points.py"
+        )
         module = importlib.util.module_from_spec(spec)
         # Dataclasses look their module up.
         sys.modules["crash_points"] = module
