@@ -98,7 +98,7 @@ def damaged_json(value: Any, random: Random) -> bytes:
         elif way == 3 and isinstance(parent[key], list):
             parent[key] = copy.deepcopy(parent[key]) * random.choice((2, 50))
         elif way == 4:
-            for _ in range(random.choice((3, 30, 300))):
+            for _ in range(random.choice((3, 20, 60))):
                 parent[key] = [parent[key]]
         else:
             parent[key] = copy.deepcopy(random.choice(JSON_VALUES))

@@ -45,6 +45,17 @@ STAGING_SUFFIX = ".staging"
 """How the name of an unfinished export ends."""
 
 CHUNK_BYTES = 4 * 2**20
+ARCHIVES = (
+    ("zip", 0, b"PK\x03\x04"),
+    ("zip", 0, b"PK\x05\x06"),
+    ("tar", 257, b"ustar"),
+    ("gzip", 0, b"\x1f\x8b"),
+    ("bzip2", 0, b"BZh"),
+    ("xz", 0, b"\xfd7zXZ\x00"),
+    ("zstd", 0, b"\x28\xb5\x2f\xfd"),
+)
+"""(kind, place of its mark, the mark)."""
+
 MAX_ATTEMPTS = 20
 """Times a bundle is opened anew because an export replaced it meanwhile."""
 
@@ -115,6 +126,17 @@ def open_bundle(
         finally:
             os.close(root)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _archive(path: Path) -> str | None:
+    """Which kind of archive a file is, by its first bytes; None for others."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            head = file.read(512)
+    except (OSError, ValueError):
+        return None
+    return next((kind for kind, place, magic in ARCHIVES if head[place:].startswith(magic)), None)
 
 
 def _was_replaced(root: int, path: str | os.PathLike[str]) -> bool:
@@ -192,7 +214,13 @@ def _open_root(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
-        kind = "a file" if path.exists() else "nothing"
+        if archive := _archive(path):
+            raise BundleError(
+                f"{path}: found a {archive} archive, expected a bundle folder; extract it into a "
+                "new folder, with a tool that keeps members inside it (`python -m zipfile -e`, or "
+                "tarfile with filter='data'), and load that"
+            ) from error
+        kind = "a file" if os.path.lexists(path) else "nothing"
         raise BundleError(f"{path}: found {kind}, expected a bundle folder") from error
     except ValueError as error:
         raise BundleError(f"found path {str(path)!r}, expected a bundle folder") from error

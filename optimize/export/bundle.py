@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from optimize.export.engines import EngineRequest, build, check_targets
 from optimize.export.loop_forms import in_form, tables_of
 from optimize.export.onnx_graphs import OnnxGraphs, onnx_graphs
-from optimize.export.publish import Staging, check_target, staged
+from optimize.export.publish import Staging, absolute, check_target, staged
 from optimize.export.weights import STORED_NAMES
 from optimize.ir.errors import RecipeError
 from optimize.ir.exporting import LoopForm
@@ -89,7 +89,7 @@ def export_bundle(
         RecipeError: an extra file has a path that the bundle cannot hold, or the tokenizer is
             missing.
     """
-    target = Path(os.path.abspath(path))
+    target = absolute(path)
     check_target(target, overwrite)
     check_targets(["onnx", *(request.target for request in engines)], loop)
     _check_prompting(program)

@@ -94,7 +94,7 @@ def staged(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Staging
         ResourceError: the target exists, its parent cannot be written, or the disk is full; found
             before any work where possible.
     """
-    target = Path(os.path.abspath(path))
+    target = absolute(path)
     check_target(target, overwrite)
     _remove_stale(target)
     folder = target.parent / f".{target.name}.{secrets.token_hex(8)}{STAGING_SUFFIX}"
@@ -125,6 +125,16 @@ def _as_resource_error(target: Path) -> Iterator[None]:
             f"{target}: cannot be written: {error.strerror}; {hint} and export again. "
             "What was there before is unchanged."
         ) from error
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """The path from the root.
+
+    Raises:
+        ResourceError: the working folder is gone.
+    """
+    with _as_resource_error(Path(path)):
+        return Path(os.path.abspath(path))
 
 
 def check_target(target: Path, overwrite: bool) -> None:
