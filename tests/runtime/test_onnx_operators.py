@@ -189,7 +189,8 @@ nodes += [make_node("ReduceMax", ["z"], ["m"], keepdims=0), make_node("Cast", ["
 nodes += [make_node("Add", ["x", "c"], ["y"])]
 graph = helper.make_graph(
     nodes, "g",
-    [helper.make_tensor_value_info("x", 1, ["n", 4])], [helper.make_tensor_value_info("y", 1, None)],
+    [helper.make_tensor_value_info("x", 1, ["n", 4])],
+    [helper.make_tensor_value_info("y", 1, None)],
     [constant("k", [2**14]), constant("f", [1.0], np.float32), constant("a", 0),
      constant("n", 2**14), constant("one", 1), constant("axis", [1]), constant("axis1", [1])],
 )
