@@ -129,7 +129,7 @@ def damaged_graph(raw: bytes, random: Random) -> bytes:
 
 
 def _change_field(model: Any, random: Random) -> None:
-    places = [place for place in _fields(model) if place[1].name != "metadata_props"]
+    places = [place for place in _fields(model, random) if place[1].name != "metadata_props"]
     message, field = random.choice(places)
     current = getattr(message, field.name)
     if field.is_repeated:
@@ -185,10 +185,11 @@ def _value(field: Any, current: Any, model: Any, random: Random) -> Any:
     return random.choice(names)
 
 
-def _fields(message: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (message, field) that is set, at any depth; nodes come often, for they are many."""
+def _fields(message: Any, random: Random) -> Iterator[tuple[Any, Any]]:
+    """(message, field) of those that are set, at any depth; of long lists eight items."""
     for field, value in message.ListFields():
         yield message, field
         if field.message_type is not None:
-            for item in value if field.is_repeated else (value,):
-                yield from _fields(item)
+            items = [value] if not field.is_repeated else value
+            for item in items if len(items) <= 8 else random.sample(list(items), 8):
+                yield from _fields(item, random)

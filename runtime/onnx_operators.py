@@ -3,7 +3,8 @@
 These are the ones the exporter can write. The others are refused unseen: ONNX Runtime's kernels are
 not made for hostile graphs, and those that networks seldom use are those that break. Fuzzing found
 `Einsum`, `LpPool` and `TfIdfVectorizer` nodes that never end, and nodes of allowed operators that
-end the process where an input that must be there is left out; the latter are what is checked here.
+end the process where an input or output that must be there is left out; the latter are what is
+checked here.
 """
 
 from collections.abc import Mapping
@@ -54,6 +55,19 @@ DOMAINS: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "com.microsoft": MICROSOFT,
 }
 
+OUTPUTS: Mapping[str, tuple[int, int]] = {
+    "Attention": (1, 4),
+    "DynamicQuantizeLinear": (3, 3),
+    "GroupQueryAttention": (1, 5),
+    "If": (ANY, ANY),
+    "LayerNormalization": (1, 3),
+    "Loop": (ANY, ANY),
+    "MaxPool": (1, 2),
+    "Split": (ANY, ANY),
+    "TopK": (2, 2),
+}
+"""(outputs that must have a name, most outputs) of operators that have not just one."""
+
 _OPTIONAL_EARLY: Mapping[str, frozenset[int]] = {"GroupQueryAttention": frozenset({1, 2, 3, 4})}
 """Inputs before the last required one that may be left out."""
 
@@ -61,7 +75,7 @@ WINDOWS = frozenset({"kernel_shape", "strides", "dilations", "pads", "output_pad
 """Attributes with a length in each dimension, over which kernels loop."""
 
 MAX_WINDOW = 4096
-MAX_OUTPUTS = 4096
+MAX_NAMES = 4096
 
 
 def check_node(node: wire.Node) -> None:
@@ -79,25 +93,37 @@ def check_node(node: wire.Node) -> None:
     inputs = operators.get(node.op_type)
     if inputs is None:
         raise UnsafeBundle(f"found op {node.op_type} at {where}, which is not allowed")
-    required, most = inputs
-    if required == ANY:
-        required = max(1, len(node.inputs))
     optional = _OPTIONAL_EARLY.get(node.op_type, frozenset())
-    given = len(node.inputs)
-    absent = [
-        place
-        for place in range(required)
-        if place not in optional and not (place < given and node.inputs[place])
-    ]
-    if absent or given > most:
-        found = [place for place, name in enumerate(node.inputs) if name]
-        raise UnsafeBundle(
-            f"found {node.op_type} with inputs {found[:20]} at {where}, expected "
-            f"{required} to {most if most < ANY else 'any number'}, none of those left out"
-        )
-    if not 1 <= len(node.outputs) <= MAX_OUTPUTS:
-        raise UnsafeBundle(f"found {node.op_type} with {len(node.outputs)} outputs at {where}")
+    _check_names(node, where, "inputs", node.inputs, inputs, optional)
+    outputs = OUTPUTS.get(node.op_type, (1, 1))
+    _check_names(node, where, "outputs", node.outputs, outputs, frozenset())
     _check_attributes(node, where)
+
+
+def _check_names(
+    node: wire.Node,
+    where: str,
+    what: str,
+    names: tuple[str, ...],
+    allowed: tuple[int, int],
+    optional: frozenset[int],
+) -> None:
+    """Refuses too many or too few inputs or outputs, and one left out that must be there."""
+    required, most = allowed
+    if required == ANY:
+        required = max(1, len(names))
+    absent = any(
+        place not in optional and not (place < len(names) and names[place])
+        for place in range(required)
+    )
+    if absent or len(names) > min(most, MAX_NAMES):
+        found = [place for place, name in enumerate(names) if name]
+        least = "1" if allowed[0] == ANY else str(allowed[0])
+        last = "any number" if most == ANY else str(most)
+        raise UnsafeBundle(
+            f"found {node.op_type} with {what} {found[:20]} at {where}, expected {least} to {last}, "
+            "none of those left out"
+        )
 
 
 def _check_attributes(node: wire.Node, where: str) -> None:

@@ -195,7 +195,8 @@ def _inspect_bundle(path: str, as_json: bool) -> None:
 
     bundle = open_bundle(path)
     manifest = bundle.manifest
-    data = {"provenance": bundle.provenance, **manifest.model_dump(mode="json")}
+    state = bundle.provenance
+    data = {"signed": state != "unsigned", "provenance": state, **manifest.model_dump(mode="json")}
     if as_json:
         print_json(data)
         return

@@ -14,7 +14,7 @@ from optimize.export import onnx_graphs as exporting
 from optimize.export.onnx_builder import OPSET
 from optimize.ir.errors import UnsupportedOpError
 from optimize.runtime.errors import UnsafeBundle
-from optimize.runtime.onnx_operators import ANY, OPERATORS
+from optimize.runtime.onnx_operators import ANY, OPERATORS, OUTPUTS
 from optimize.runtime.onnx_preflight import check_graph
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +54,11 @@ def test_the_table_says_what_onnx_says(name):
     else:
         assert required == single
         assert most >= schema.max_input
+    least, greatest = OUTPUTS.get(name, (1, 1))
+    if least != ANY:
+        assert least == max(1, sum(item.option == option.Single for item in schema.outputs))
+        # Further outputs of BatchNormalization are for training.
+        assert greatest == schema.max_output or name == "BatchNormalization"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +71,10 @@ def test_the_table_says_what_onnx_says(name):
         (helper.make_node("Sum", [], ["y"], name="bad"), "Sum with inputs"),
         (helper.make_node("Add", ["x"], ["y"], name="bad"), "Add with inputs .0. at"),
         (helper.make_node("Abs", ["x", "x"], ["y"], name="bad"), "expected 1 to 1"),
-        (helper.make_node("Abs", ["x"], [], name="bad"), "0 outputs"),
+        (helper.make_node("Abs", ["x"], [], name="bad"), "Abs with outputs .. at"),
+        (helper.make_node("Abs", ["x"], ["y", "z"], name="bad"), "Abs with outputs .0, 1. at"),
+        (helper.make_node("Split", ["x"], ["", "y"], num_outputs=2), "Split with outputs .1. at"),
+        (helper.make_node("TopK", ["x", "x"], ["", "y"]), "TopK with outputs .1. at"),
         (
             helper.make_node("Split", ["x"], ["y", "z"], num_outputs=3, name="bad"),
             "into .3. with 2",
