@@ -5,7 +5,9 @@
 Each part runs in a process of its own. `--part NAME` runs one of them and prints its figures.
 """
 
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -17,10 +19,16 @@ from typing import Any
 import numpy as np
 from parts import Figures, run_parts
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+HERE = Path(__file__).resolve().parent
 
 ROUNDS = 25
 """Rounds in which the ways of one step take turns."""
+
+FUZZ_SCALE = 0.3
+"""Of the inputs that benchmarks/fuzz_bundles.py makes by itself."""
+
+CRASH_EVERY = 2
+"""One of so many system calls is made to fail."""
 
 
 def steps() -> Figures:
@@ -222,8 +230,49 @@ def _memory() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def faults() -> Figures:
+    """Hostile bundles, and exports that fail or are killed at each of their system calls."""
+    fuzz = _script("fuzz_bundles.py", "--scale", str(FUZZ_SCALE))
+    kinds = [item for item in fuzz.values() if isinstance(item, dict)]
+    crash = _script("crash_points.py", "--every", str(CRASH_EVERY))
+    return {
+        "fuzz_inputs": sum(item["inputs"] for item in kinds),
+        "fuzz_crashes": sum(item["crashes"] + item["untyped"] for item in kinds),
+        "fuzz_hangs": sum(item["hangs"] for item in kinds),
+        "fuzz_peak_growth_mib": max(item["peak_growth_mib"] for item in kinds),
+        "crash_points": crash["points"],
+        "half_bundles": crash["half"],
+        "lost_bundles": crash["lost"],
+        "crash_hangs": crash["hangs"],
+    }
+
+
+def _script(name: str, *options: str) -> Figures:
+    """The figures of a benchmark that is a script of its own; what failed is in them."""
+    out = Path("build/bench") / name.replace(".py", ".json")
+    command = [sys.executable, str(HERE / name), "--out", str(out), *options]
+    subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+    figures: Figures = json.loads(out.read_text())["figures"]
+    return figures
+
+
+def browser() -> Figures:
+    """Digits by onnxruntime-web in headless Chromium beside the session of Python."""
+    import browser as in_browser
+
+    with tempfile.TemporaryDirectory() as folder:
+        session, request = _digits(Path(folder), 8)
+        session.close()
+        fields = {"class_labels": request["class_labels"]}
+        figures = in_browser.browser_figures(Path(folder) / "digits", fields, seed=0)
+    return {
+        "browser_error": figures["error"],
+        "browser_seconds_per_image": figures["seconds_per_image"],
+    }
+
+
 PARTS: dict[str, Callable[[], Figures]] = {
-    part.__name__: part for part in (steps, loop, language, loading, threads)
+    part.__name__: part for part in (steps, loop, language, loading, threads, faults, browser)
 }
 
 
