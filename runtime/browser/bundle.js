@@ -1,6 +1,13 @@
 // Fetches a bundle: every file is checked against the manifest before anything uses it.
 
-import { BundleError, CorruptBundle, IntegrityError, ResourceError, UnsafeBundle, VersionError } from "./errors.js";
+import {
+  BundleError,
+  CorruptBundle,
+  IntegrityError,
+  ResourceError,
+  UnsafeBundle,
+  VersionError,
+} from "./errors.js";
 import { checkLoop, loopCalls } from "./loop.js";
 import { readTensors } from "./safetensors.js";
 import { hexDigest } from "./sha256.js";
@@ -21,7 +28,8 @@ const TABLES_FILE = "tables.safetensors";
  * @param {object} options
  * @param {typeof fetch} [options.fetch] what fetches.
  * @param {(bytes: number, of: number) => void} [options.progress] called while files arrive.
- * @returns manifest, models (role → Uint8Array), weights (`{path, data}`) and tables (name → array).
+ * @returns manifest, models (role → Uint8Array), weights (`{path, data}`), tables (name → array) and
+ *   `read`, which fetches and checks another file, or gives null where the manifest names none such.
  */
 export async function openBundle(url, { fetch = globalThis.fetch, progress } = {}) {
   const folder = folderUrl(url);
@@ -41,6 +49,10 @@ export async function openBundle(url, { fetch = globalThis.fetch, progress } = {
     models: new Map(roles.map((role) => [role, content.get(manifest.graphs[role].file)])),
     weights: { path: WEIGHTS_NAME, data: content.get(WEIGHTS_FILE) },
     tables: readTensors(content.get(TABLES_FILE), TABLES_FILE),
+    read: async (name) =>
+      Object.hasOwn(manifest.files, name)
+        ? verified(await get(name), name, manifest.files[name], () => {})
+        : null,
   };
 }
 

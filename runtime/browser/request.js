@@ -83,10 +83,11 @@ function givenSizes(signature, given) {
   const sizes = new Map();
   for (const [name, value] of given) {
     if (!Object.hasOwn(signature.dimensions, name)) continue;
-    if (!Number.isSafeInteger(value)) {
+    const size = typeof value === "bigint" ? Number(value) : value;
+    if (!Number.isSafeInteger(size)) {
       throw new RuntimeInputError(`${name}: found ${shown(value)}, expected a whole number`);
     }
-    sizes.set(name, value);
+    sizes.set(name, size);
   }
   return sizes;
 }

@@ -7,9 +7,12 @@
 import { values } from "./arrays.js";
 import { openBundle } from "./bundle.js";
 import { Run, noiseKeys } from "./driver.js";
-import { ResourceError } from "./errors.js";
+import { CorruptBundle, ResourceError } from "./errors.js";
 import { OrtEngine } from "./ort_engine.js";
 import { checkRequest } from "./request.js";
+import { readTensors } from "./safetensors.js";
+
+const EXAMPLE_FILE = "example.safetensors";
 
 /**
  * Opens a bundle.
@@ -36,15 +39,41 @@ export class Session {
   #tables;
   #keys;
   #engine;
+  #read;
   #rows = new Map();
   #last = Promise.resolve();
 
-  constructor({ manifest, tables }, keys, engine) {
+  constructor({ manifest, tables, read }, keys, engine) {
     this.manifest = manifest;
     this.signature = manifest.signature;
     this.#tables = tables;
     this.#keys = keys;
     this.#engine = engine;
+    this.#read = read;
+  }
+
+  /**
+   * The request that the bundle stores, and what PyTorch answered; null where it stores none.
+   *
+   * @returns {Promise<?{request: object, seed: ?bigint, results: object}>} arrays by name.
+   */
+  async example() {
+    const content = await this.#read(EXAMPLE_FILE);
+    if (content === null) return null;
+    const found = { request: {}, result: {} };
+    for (const [name, array] of readTensors(content, EXAMPLE_FILE)) {
+      const [kind, ...rest] = name.split(".");
+      if (!Object.hasOwn(found, kind)) {
+        throw new CorruptBundle(
+          `${EXAMPLE_FILE}: found tensor '${name}', expected request and result`,
+        );
+      }
+      found[kind][rest.join(".")] = { ...array, data: values(array) };
+    }
+    const { seed, ...request } = found.request;
+    // The seed is stored as its 64 bits, signed.
+    const unsigned = seed ? BigInt.asUintN(64, BigInt(seed.data[0])) : null;
+    return { request, seed: unsigned, results: found.result };
   }
 
   /**
