@@ -56,7 +56,7 @@ function hint(item) {
   else if (low !== null) range = `, at least ${low}`;
   else if (high !== null) range = `, at most ${high}`;
   const shape = item.shape.length > 1 ? `, a list [${item.shape.join(", ")}]` : "";
-  const each = item.shape.length === 1 ? `, one for each ${item.shape[0]}` : "";
+  const each = item.shape.length === 1 ? "; several with commas between" : "";
   return `${kind}${range}${shape}${each}`;
 }
 

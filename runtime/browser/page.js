@@ -4,7 +4,7 @@ import { makeFields } from "./fields.js";
 import { isPictures, toPixels } from "./image.js";
 
 const BUNDLE = new URL("./bundle/", import.meta.url).href;
-const SMALLEST_SIDE = 112;
+const SMALLEST_SIDE = 144;
 const SHOWN_ELEMENTS = 400;
 
 const at = (id) => document.getElementById(id);
@@ -12,6 +12,7 @@ const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "modu
 let read = null;
 let example = null;
 let comparing = false;
+let asked = {};
 
 function say(text) {
   at("status").textContent = text;
@@ -30,6 +31,7 @@ function busy(running) {
 
 function ask(request, seed, compare) {
   comparing = compare;
+  asked = request;
   fail("");
   busy(true);
   say("Starting");
@@ -42,10 +44,10 @@ function loaded({ manifest, example: stored, engine }) {
   read = makeFields(at("fields"), manifest, example);
   const threads = engine.threads === 1 ? "one thread" : `${engine.threads} threads`;
   const reason = globalThis.crossOriginIsolated ? "" : " (the page is not cross-origin isolated)";
-  at("title").textContent = title(manifest);
+  at("title").textContent = "This bundle runs in your browser";
   at("engine").textContent =
-    `onnxruntime-web ${engine.version}, WebAssembly, ${threads}${reason}. ` +
-    "Everything runs on this machine; nothing is sent anywhere.";
+    `Makes ${purpose(manifest)}. Everything is computed on this machine; nothing is sent anywhere. ` +
+    `Engine: onnxruntime-web ${engine.version}, WebAssembly, ${threads}${reason}.`;
   at("check").hidden = example === null;
   at("request").hidden = false;
   at("progress").value = 0;
@@ -53,9 +55,12 @@ function loaded({ manifest, example: stored, engine }) {
   say("Ready");
 }
 
-function title(manifest) {
-  const names = manifest.signature.outputs.join(", ");
-  return `${names[0].toUpperCase()}${names.slice(1)} from a bundle`;
+/** What is made from what: "latent from class_labels and noise". */
+function purpose({ signature, loop }) {
+  const from = signature.inputs.map((item) => item.name);
+  if (loop.noise.length > 0) from.push("noise");
+  const list = new Intl.ListFormat("en");
+  return `${list.format(signature.outputs)} from ${list.format(from)}`;
 }
 
 function showFacts(manifest) {
@@ -105,7 +110,10 @@ function difference(results) {
 function shown(name, array) {
   const section = document.createElement("section");
   const heading = document.createElement("h2");
-  heading.textContent = `${name} ${array.dtype} [${array.shape.join(", ")}]`;
+  const kind = document.createElement("small");
+  heading.textContent = name;
+  kind.textContent = ` ${array.dtype} [${array.shape.join(", ")}]`;
+  heading.append(kind);
   section.append(heading, isPictures(array) ? pictures(array) : numbers(array));
   return section;
 }
@@ -123,11 +131,18 @@ function pictures(array) {
     canvas.style.width = `${width * scale}px`;
     const pixels = new ImageData(toPixels(array, index), width, height);
     canvas.getContext("2d").putImageData(pixels, 0, 0);
-    caption.textContent = String(index);
+    caption.textContent = captionOf(index, count);
     figure.append(canvas, caption);
     list.append(figure);
   }
   return list;
+}
+
+/** What was asked of one sample, as far as that is one number a field; else which it is. */
+function captionOf(index, count) {
+  const lists = Object.entries(asked).map(([name, value]) => [name, value.data ?? value]);
+  const own = lists.filter(([, list]) => list.length === count && !Array.isArray(list[0]));
+  return own.map(([name, list]) => `${name} ${list[index]}`).join(", ") || `sample ${index}`;
 }
 
 /** One line for each sample, the long ones cut. */
