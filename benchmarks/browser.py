@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -182,7 +182,11 @@ def arrays_of(results: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
 
 
 def browser_figures(
-    bundle: str | Path, request: Mapping[str, Any], seed: int, repeats: int = 3
+    bundle: str | Path,
+    request: Mapping[str, Any],
+    seed: int,
+    repeats: int = 3,
+    within: Any = None,
 ) -> dict[str, float]:
     """Runs a request in headless Chromium, one thread, and in the Python session.
 
@@ -191,6 +195,7 @@ def browser_figures(
         request: fields as numbers and nested lists.
         seed: in [0, 2**64).
         repeats: of the request in the browser after one to warm up; the median counts.
+        within: an open browser; None opens one.
     Returns:
         error: greatest absolute difference of a result; seconds_per_image: in the browser.
     Raises:
@@ -199,7 +204,8 @@ def browser_figures(
     runtime = runtime_folder()
     with load(bundle, threads=1) as session:
         expected = session(seed=seed, **request)
-    with tempfile.TemporaryDirectory() as folder, browser() as opened:
+    using = browser() if within is None else nullcontext(within)
+    with tempfile.TemporaryDirectory() as folder, using as opened:
         site = write_site(bundle, Path(folder) / "site", runtime=runtime)
         with served(site) as address:
             page = opened.new_page()
@@ -207,6 +213,7 @@ def browser_figures(
             # The page loads the bundle, too, in a worker that would take time from the measurement.
             page.wait_for_selector("#request:not([hidden])")
             results, seconds = run_in_page(page, request, seed, repeats + 1)
+            page.close()
     return {
         "error": max(greatest_difference(results[name], expected[name]) for name in expected),
         "seconds_per_image": statistics.median(seconds[1:]) / len(next(iter(expected.values()))),

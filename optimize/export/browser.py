@@ -9,7 +9,6 @@ Native code, reports and tokenizers stay behind: the driver has no use for them.
 """
 
 import os
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def _read_names(bundle: Bundle) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _page_files() -> Mapping[str, bytes]:
+def _page_files() -> dict[str, bytes]:
     folder = resources.files("optimize.runtime").joinpath("browser")
     files = sorted(folder.iterdir(), key=lambda item: item.name)
     return {item.name: item.read_bytes() for item in files if item.name.endswith(PAGE_SUFFIXES)}
@@ -102,10 +101,12 @@ def _runtime_file(folder: Path, name: str) -> bytes:
 
 def _check_dtypes(manifest: Manifest) -> None:
     """Refuses values between graphs that no tensor of onnxruntime-web holds; weights may be any."""
-    items = (*manifest.loop.slots, *manifest.loop.noise, *manifest.signature.inputs)
-    for item in items:
-        if item.dtype == "bfloat16":
+    slots = {item.name: item.dtype for item in manifest.loop.slots}
+    noise = {item.name: item.dtype for item in manifest.loop.noise}
+    fields = {item.name: item.dtype for item in manifest.signature.inputs}
+    for name, dtype in (*slots.items(), *noise.items(), *fields.items()):
+        if dtype == "bfloat16":
             raise DeviceError(
-                f"{item.name}: found dtype bfloat16, which browsers lack, expected another; export "
-                "the bundle in float32 or float16"
+                f"{name}: found dtype bfloat16, which browsers lack, expected another; export the "
+                "bundle in float32 or float16"
             )

@@ -18,6 +18,7 @@ from benchmarks.browser import (
     browser,
     browser_figures,
     greatest_difference,
+    run_in_page,
     runtime_folder,
     served,
 )
@@ -33,7 +34,7 @@ from optimize.runtime.image import to_uint8
 HERE = Path(__file__).parent
 SCRIPTS = HERE / "browser"
 IMAGE_TOLERANCE = 1e-3
-DIGITS = list(range(10))
+SHAPE = [1, 1, 8, 8]
 
 
 def beside(name):
@@ -132,7 +133,7 @@ def test_every_part_of_a_loop_gives_what_python_gives(answers, tmp_path):
                 assert answer["results"][name]["dtype"] == str(array.dtype)
                 np.testing.assert_allclose(results[name], array, rtol=1e-6, atol=1e-6)
             assert answer["steps"] == steps
-    assert found["answers"][0]["results"]["numbers"]["data"].count("-7") > 0
+    assert "-7" in found["answers"][1]["results"]["numbers"]["data"], "no sample was filled up"
 
 
 def test_float16_slots_are_rounded_as_in_python(answers, tiny_program, tmp_path):
@@ -152,46 +153,60 @@ def test_tokens_of_a_language_model_are_equal(answers, tmp_path):
     np.testing.assert_array_equal(arrays_of(answer["results"])["tokens"], expected)
 
 
-@pytest.mark.parametrize(
-    ("request_", "message"),
-    [
-        ({}, "'labels' is missing, expected labels int64 [batch]"),
-        ({"label": 1}, "unknown field 'label', expected some of labels, latent, seed, batch"),
-        ({"labels": [1.5]}, "labels: found 1.5, expected labels int64 [batch]"),
-        ({"labels": "1"}, "labels: found '1', expected labels int64 [batch]"),
-        ({"labels": []}, "labels: found an empty list"),
-        ({"labels": [[1], [2, 3]]}, "labels: found lists of different lengths"),
-        ({"labels": [[1, 2]]}, "labels: found shape [1, 2], expected labels int64 [batch]"),
-        ({"labels": [1, 11]}, "labels: found value 11, expected values in [0, 10]"),
-        ({"labels": [1], "batch": 2}, "labels: found shape [1], expected labels int64 [batch]"),
-        ({"labels": 1, "batch": 17}, "batch: found 17, expected a size in [1, 16]"),
-        (
-            {"labels": {"typed": "Int32Array", "data": [1], "shape": [1]}},
-            "labels: found Int32Array, expected BigInt64Array for labels int64 [batch]",
-        ),
-        (
-            {"labels": {"typed": "BigInt64Array", "data": [1, 2], "shape": [3]}},
-            "labels: found 2 elements for shape [3], expected 3",
-        ),
-        (
-            {"labels": 1, "latent": {"typed": "Float32Array", "data": [1e39], "shape": [1]}},
-            "latent: found shape [1], expected latent float32 [batch, 1, 8, 8]",
-        ),
-    ],
-)
-def test_a_request_that_does_not_fit_is_refused(answers, tiny_bundle, request_, message):
-    good = {"labels": 1}
-    refused, answered = answers(tiny_bundle, request_, good, seed="0")["answers"]
-    assert refused["code"] == "input"
-    assert message in refused["message"]
-    assert answered["results"]["image"]["shape"] == [1, 1, 8, 8]
+REFUSED = {
+    "missing": ({}, "0", "'labels' is missing, expected labels int64 [batch]"),
+    "unknown": (
+        {"label": 1},
+        "0",
+        "unknown field 'label', expected some of labels, latent, seed, batch",
+    ),
+    "fraction": ({"labels": [1.5]}, "0", "labels: found 1.5, expected labels int64 [batch]"),
+    "text": ({"labels": "1"}, "0", "labels: found '1', expected labels int64 [batch]"),
+    "empty": ({"labels": []}, "0", "labels: found an empty list"),
+    "uneven": ({"labels": [[1], [2, 3]]}, "0", "labels: found lists of different lengths"),
+    "rank": ({"labels": [[1, 2]]}, "0", "labels: found shape [1, 2], expected labels int64"),
+    "range": ({"labels": [1, 11]}, "0", "labels: found value 11, expected values in [0, 10]"),
+    "sizes": ({"labels": [1], "batch": 2}, "0", "labels: found shape [1], expected labels int64"),
+    "batch": ({"labels": 1, "batch": 17}, "0", "batch: found 17, expected a size in [1, 16]"),
+    "class": (
+        {"labels": {"typed": "Int32Array", "data": [1], "shape": [1]}},
+        "0",
+        "labels: found Int32Array, expected BigInt64Array for labels int64 [batch]",
+    ),
+    "elements": (
+        {"labels": {"typed": "BigInt64Array", "data": [1, 2], "shape": [3]}},
+        "0",
+        "labels: found 2 elements for shape [3], expected 3",
+    ),
+    "infinite": (
+        {"labels": 1, "latent": {"typed": "Float32Array", "data": [1e39] * 64, "shape": SHAPE}},
+        "0",
+        "latent: found Infinity at element 0, expected finite values",
+    ),
+    "no-seed": ({"labels": 1}, None, "found neither `seed` nor 'latent'; give a seed"),
+    "negative-seed": ({"labels": 1}, "-1", "seed: found -1, expected a whole number in [0, 2**64)"),
+    "large-seed": ({"labels": 1}, str(2**64), "seed: found 18446744073709551616, expected a whole"),
+}
+"""Name → request, seed, and what is said of them."""
 
 
-@pytest.mark.parametrize("seed", [None, "-1", str(2**64)])
-def test_a_seed_that_does_not_fit_is_refused(answers, tiny_bundle, seed):
-    (refused,) = answers(tiny_bundle, {"labels": 1}, seed=seed)["answers"]
-    assert refused["code"] == "input"
-    assert "seed" in refused["message"]
+@pytest.fixture(scope="module")
+def refusals(node, ort, tiny_bundle):
+    """The answers to all of them by one session, and to a good request after them."""
+    given = [{"request": request, "seed": seed} for request, seed, _ in REFUSED.values()]
+    given.append({"request": {"labels": 1}, "seed": "0"})
+    answers = node("run_session.js", ort, tiny_bundle, given=given)["answers"]
+    return dict(zip((*REFUSED, "good"), answers, strict=True))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_request_that_does_not_fit_is_refused(refusals, name):
+    assert refusals[name]["code"] == "input"
+    assert REFUSED[name][2] in refusals[name]["message"]
+
+
+def test_a_session_stays_usable_after_requests_that_it_refused(refusals):
+    assert refusals["good"]["results"]["image"]["shape"] == SHAPE
 
 
 def rewrite_manifest(bundle, change):
@@ -292,9 +307,31 @@ def digits_bundle(tmp_path_factory):
 
 @pytest.mark.slow
 def test_chromium_makes_the_images_of_the_python_session(chromium, ort, digits_bundle):
-    figures = browser_figures(digits_bundle, {"class_labels": [7, 3]}, 5, repeats=1, within=chromium)
+    figures = browser_figures(
+        digits_bundle, {"class_labels": [7, 3]}, 5, repeats=1, within=chromium
+    )
     assert figures["error"] <= IMAGE_TOLERANCE
     assert figures["seconds_per_image"] > 0
+
+
+@pytest.mark.slow
+def test_chromium_decodes_the_tokens_of_the_python_session(chromium, ort, tmp_path):
+    """A trained transformer, its key-value cache moved from call to call."""
+    model = load_model("zoo:arithmetic")
+    request = {name: item.tolist() for name, item in model.example_inputs.items()}
+    program = capture_model(model.model, model.example_inputs, loop=model.loop)
+    program.export(tmp_path / "bundle")
+    with load(tmp_path / "bundle", threads=1) as session:
+        expected = session(**request)
+    site = write_site(tmp_path / "bundle", tmp_path / "site", runtime=ort)
+    with served(site) as address:
+        page = chromium.new_page()
+        page.goto(address)
+        results, _ = run_in_page(page, request, 0)
+        page.close()
+    assert expected["tokens"].shape[1] > 8
+    np.testing.assert_array_equal(results["tokens"], expected["tokens"])
+    np.testing.assert_allclose(results["logits"], expected["logits"], atol=1e-4)
 
 
 PIXELS = """() => Array.from(document.querySelectorAll("canvas"), (canvas) =>
@@ -308,7 +345,7 @@ def test_the_page_draws_what_was_asked_for(chromium, ort, digits_bundle, tmp_pat
     with served(site, isolated=isolated) as address, load(digits_bundle, threads=1) as session:
         page = chromium.new_page()
         failures = []
-        page.on("pageerror", failures.append)
+        page.on("pageerror", lambda error: failures.append(error))
         page.on("console", lambda text: failures.append(text) if text.type == "error" else None)
         page.goto(address)
         page.locator("#request").wait_for()
@@ -351,7 +388,9 @@ def test_a_run_can_be_stopped_and_the_page_stays_usable(chromium, ort, tiny_bund
         page.goto(address)
         page.locator("#request").wait_for()
         # Both messages are sent before the worker reads either.
-        page.evaluate("() => { for (const id of ['run', 'stop']) document.getElementById(id).click(); }")
+        page.evaluate(
+            "() => { for (const id of ['run', 'stop']) document.getElementById(id).click(); }"
+        )
         page.locator("#status", has_text="Stopped").wait_for()
         page.click("#run")
         page.locator("canvas").wait_for()
