@@ -50,8 +50,7 @@ def _browser(bundle: Path, out: Path, *, overwrite: bool, ort_web: Path | None) 
     from optimize.export.browser import write_site
 
     assert ort_web is not None
-    path: Path = write_site(bundle, out, runtime=ort_web, overwrite=overwrite)
-    return path
+    return write_site(bundle, out, runtime=ort_web, overwrite=overwrite)
 
 
 _WRITERS: Mapping[str, Callable[..., Path]] = {"triton-server": _triton, "browser": _browser}
