@@ -32,7 +32,7 @@ from optimize.export.triton_config import (
 from optimize.ir.errors import RecipeError
 from optimize.runtime.bundle import Bundle, open_bundle, read_file
 from optimize.runtime.errors import IntegrityError
-from optimize.runtime.manifest import MANIFEST_FILE, Manifest, dump_manifest
+from optimize.runtime.manifest import MANIFEST_FILE, Manifest, parse_manifest
 
 VERSION_FOLDER = "1"
 MODEL_FILE = Path(__file__).with_name("triton_model.py")
@@ -108,10 +108,17 @@ def _copy_bundle(opened: Bundle, source: Path, staging: Staging, folder: str) ->
     for path, entry in sorted(opened.manifest.files.items()):
         content = read_file(source, path)
         if content is None or staging.write(f"{folder}/{path}", [content.data]) != entry:
-            raise IntegrityError(
-                f"{path}: changed while the bundle was copied; write the repository again"
-            )
-    staging.write(f"{folder}/{MANIFEST_FILE}", [dump_manifest(opened.manifest)])
+            raise _changed(path)
+    manifest = (source / MANIFEST_FILE).read_bytes()
+    if parse_manifest(manifest) != opened.manifest:
+        raise _changed(MANIFEST_FILE)
+    staging.write(f"{folder}/{MANIFEST_FILE}", [manifest])
+
+
+def _changed(path: str) -> IntegrityError:
+    return IntegrityError(
+        f"{path}: changed while the bundle was copied; write the repository again"
+    )
 
 
 def _checked_name(name: str) -> str:
@@ -140,11 +147,12 @@ def _readme(
 ) -> str:
     """How to start the server and what to send it."""
     extra = "[text]" if manifest.prompting is not None else ""
-    runtime = " onnxruntime-gpu" if kind == "gpu" else ""
+    # Both packages are one Python module; what is installed last is what runs.
+    swap = " && pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
     return Template(README_FILE.read_text("utf-8")).substitute(
         name=name,
         package=f"optimize{extra}=={manifest.generator.version}",
-        runtime=runtime,
+        runtime=swap if kind == "gpu" else "",
         gpus=" --gpus all" if kind == "gpu" else "",
         inputs="\n".join(_row(tensor) for tensor in takes),
         asking=_asking(name, takes, manifest.prompting is not None, stream),
