@@ -1,4 +1,4 @@
-"""`optimize run` and `optimize export`: a model becomes a bundle, with or without passes."""
+"""`optimize run`: a model becomes a bundle by a recipe."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,7 +108,7 @@ def run(
             )
     if rank > 0:
         return
-    _show(after.report, out, as_json)
+    show_report(after.report, out, as_json)
     if diff and not as_json:
         console().print(Text(program_diff(before, after)), soft_wrap=True)
 
@@ -158,34 +158,8 @@ def check_exportable(processes: int) -> None:
         )
 
 
-def export(
-    model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle to write.")],
-    target: Targets = None,
-    precision: Precisions = None,
-    static: Static = None,
-    capability: Capabilities = None,
-    loop: Form = "step",
-    unroll: Unroll = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Write a model as a bundle as it is, without any pass."""
-    check_form(loop, unroll)
-    options = export_options(target, precision, static, capability)
-    check_out(out, overwrite, model)
-    loaded = load_model(model)
-    with StageBar(quiet=as_json) as bar:
-        bar.wait("capture")
-        from optimize.capture.capture_model import capture_model
-
-        program = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
-        bar.wait("export")
-        program.export(out, **options, loop=loop, unroll=unroll, overwrite=overwrite)
-    _show(program.report, out, as_json)
-
-
-def _show(report: Any, out: Path | None, as_json: bool) -> None:
+def show_report(report: Any, out: Path | None, as_json: bool) -> None:
+    """Prints what passes did and where the bundle lies."""
     if as_json:
         data = report.to_dict()
         data["bundle"] = None if out is None else str(out)

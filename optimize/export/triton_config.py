@@ -24,7 +24,7 @@ SEED, PROMPT, IMAGE, TEXT = "seed", "prompt", "image", "text"
 ANY = -1
 """Triton's word for a size that a request decides."""
 
-Kind = Literal["cpu", "gpu"]
+Device = Literal["cpu", "gpu"]
 
 # bfloat16 travels as float32, in requests and results alike: numpy lacks it.
 _TYPES = {
@@ -122,7 +122,7 @@ def config_text(
     takes: Sequence[Tensor],
     gives: Sequence[Tensor],
     *,
-    kind: Kind,
+    device: Device,
     instances: int,
     stream: bool,
     parameters: Mapping[str, str],
@@ -132,7 +132,7 @@ def config_text(
     Args:
         name: of the model, and of its folder.
         takes, gives: inputs and outputs.
-        kind: where its instances run.
+        device: where its instances run.
         instances: processes of the server that hold the bundle, for each GPU or on the CPU.
         stream: several responses to one request.
         parameters: what model.py reads.
@@ -141,7 +141,7 @@ def config_text(
     for field, tensors in (("input", takes), ("output", gives)):
         blocks = ",\n".join(_tensor(tensor) for tensor in tensors)
         lines.append(f"{field} [\n{blocks}\n]")
-    lines.append(f"instance_group [\n  {{ count: {instances} kind: KIND_{kind.upper()} }}\n]")
+    lines.append(f"instance_group [\n  {{ count: {instances} kind: KIND_{device.upper()} }}\n]")
     if stream:
         lines.append("model_transaction_policy { decoupled: true }")
     lines += [

@@ -22,7 +22,7 @@ from optimize.export.triton_config import (
     ANY,
     PROMPT,
     SEED,
-    Kind,
+    Device,
     Tensor,
     config_text,
     inputs,
@@ -48,7 +48,7 @@ def write_model_repository(
     out: str | os.PathLike[str],
     *,
     name: str | None = None,
-    kind: Kind = "cpu",
+    device: Device = "cpu",
     instances: int = 1,
     concurrency: int = 4,
     threads: int | None = None,
@@ -61,7 +61,7 @@ def write_model_repository(
         bundle: folder of a bundle; every byte is verified.
         out: the repository to write; its parent must exist.
         name: of the model; None takes the name of the bundle's folder.
-        kind: run on the "cpu", or on the "gpu" with ONNX Runtime's CUDA provider.
+        device: run on the "cpu", or on the "gpu" with ONNX Runtime's CUDA provider.
         instances: processes of the server that load the bundle, on the CPU or on each GPU.
         concurrency: requests that one instance runs at once on its one copy of the weights.
         threads: of one operator on the CPU; None lets ONNX Runtime choose.
@@ -76,7 +76,7 @@ def write_model_repository(
     """
     target, source = Path(os.path.abspath(out)), Path(bundle)
     name = _checked_name(source.resolve().name if name is None else name)
-    _check_numbers(kind, instances, concurrency, threads)
+    _check_numbers(device, instances, concurrency, threads)
     check_target(target, overwrite)
     opened = open_bundle(source, target="onnx")
     takes = inputs(opened.manifest)
@@ -88,12 +88,12 @@ def write_model_repository(
         name,
         takes,
         gives,
-        kind=kind,
+        device=device,
         instances=instances,
         stream=stream,
         parameters=parameters,
     )
-    readme = _readme(name, opened.manifest, takes, kind, stream)
+    readme = _readme(name, opened.manifest, takes, device, stream)
     with staged(target, overwrite=overwrite) as staging:
         staging.write("README.md", [readme.encode()])
         staging.write(f"{name}/config.pbtxt", [config.encode()])
@@ -130,9 +130,9 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _check_numbers(kind: str, instances: int, concurrency: int, threads: int | None) -> None:
-    if kind not in ("cpu", "gpu"):
-        raise RecipeError(f"kind: found {kind!r}, expected 'cpu' or 'gpu'")
+def _check_numbers(device: str, instances: int, concurrency: int, threads: int | None) -> None:
+    if device not in ("cpu", "gpu"):
+        raise RecipeError(f"device: found {device!r}, expected 'cpu' or 'gpu'")
     for what, number in (
         ("instances", instances),
         ("concurrency", concurrency),
@@ -143,7 +143,7 @@ def _check_numbers(kind: str, instances: int, concurrency: int, threads: int | N
 
 
 def _readme(
-    name: str, manifest: Manifest, takes: Sequence[Tensor], kind: Kind, stream: bool
+    name: str, manifest: Manifest, takes: Sequence[Tensor], device: Device, stream: bool
 ) -> str:
     """How to start the server and what to send it."""
     extra = "[text]" if manifest.prompting is not None else ""
@@ -152,8 +152,8 @@ def _readme(
     return Template(README_FILE.read_text("utf-8")).substitute(
         name=name,
         package=f"optimize{extra}=={manifest.generator.version}",
-        runtime=swap if kind == "gpu" else "",
-        gpus=" --gpus all" if kind == "gpu" else "",
+        runtime=swap if device == "gpu" else "",
+        gpus=" --gpus all" if device == "gpu" else "",
         inputs="\n".join(_row(tensor) for tensor in takes),
         asking=_asking(name, takes, manifest.prompting is not None, stream),
     )

@@ -116,7 +116,7 @@ def test_the_configuration_declares_prompts_pictures_and_texts(serve, seeing):
 
 
 def test_a_gpu_instance_asks_for_the_gpu(config_class, tiny_bundle, tmp_path):
-    repository = write_model_repository(tiny_bundle, tmp_path / "models", name="m", kind="gpu")
+    repository = write_model_repository(tiny_bundle, tmp_path / "models", name="m", device="gpu")
     text = (repository / "m" / "config.pbtxt").read_text()
     config = fake.text_format.Parse(text, config_class())
     assert config.instance_group[0].kind == type(config.instance_group[0]).KIND_GPU
@@ -351,7 +351,7 @@ def test_names_that_triton_cannot_serve_are_refused(tiny_bundle, tmp_path, name)
         ({"concurrency": 0}, "concurrency: found 0"),
         ({"instances": True}, "instances: found True"),
         ({"threads": 5000}, "threads: found 5000"),
-        ({"kind": "tpu"}, "kind: found 'tpu'"),
+        ({"device": "tpu"}, "device: found 'tpu'"),
     ],
 )
 def test_options_that_cannot_work_are_refused(tiny_bundle, tmp_path, options, message):
