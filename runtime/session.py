@@ -49,8 +49,9 @@ def load(
         threads: threads of one operator; None lets the engine choose.
         trust: "native" allows native code: engines and compiled packages. A bundle is not signed:
             its hashes show damage, not who wrote it.
-        prepack: spend a second copy of the weights on faster small matrix products; None does so
-            for graphs that have few rows, such as those that decode one token.
+        prepack: spend a second copy of the weights on faster matrix products; None does so for
+            graphs that have few rows, such as those that decode one token, and for bundles whose
+            copies are small.
     Raises:
         BundleError: its subclasses say what is wrong with the bundle.
         ResourceError: memory, disk or permission.

@@ -125,7 +125,7 @@ def export_bundle(
                 writer.files | {n: _NO_FILE for n in extra},
                 recipe,
                 {},
-                {},
+                built,
             )
             made = report_files(facts, lambda: _session(program, onnx, partial))
             _check_names(made, [*taken, *extra])

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from optimize.export.tensorrt_network import Engine as TensorRtEngine
+from optimize.export.tensorrt_network import Sizes
 from optimize.export.to_onnx import graph_to_onnx, used_weights
 from optimize.export.weights import Layout, layout_weights
 from optimize.ir.errors import RecipeError
@@ -29,9 +31,7 @@ from optimize.runtime.manifest import (
     EngineGraph,
     EngineTarget,
 )
-
-Sizes = tuple[int, int, int]
-"""The least size of a dimension, the size to be fastest at, the greatest size."""
+from optimize.runtime.targets import LIBRARIES
 
 GROWTH = 4
 """How many times the traced size of a dimension an engine takes, where nothing else is said."""
@@ -174,23 +174,58 @@ def _tensorrt_rtx(
 ) -> Engine:
     from optimize.export.to_tensorrt_rtx import CAPABILITIES, build_engine
 
-    program = request.program
     capabilities = tuple(request.capabilities or CAPABILITIES)
+
+    def make(path: Path, sizes: Mapping[str, Sizes]) -> TensorRtEngine:
+        return build_engine(path, capabilities=capabilities, sizes=sizes)
+
+    return _engines(request, shared if own is None else own, own, weights_path, tell, make, ())
+
+
+def _tensorrt(
+    request: EngineRequest,
+    shared: Layout,
+    own: Layout | None,
+    weights_path: Path,
+    tell: Callable[[str], None],
+) -> Engine:
+    from optimize.export.tensorrt_plugins import plugins
+    from optimize.export.to_tensorrt import build_engine
+
+    def make(path: Path, sizes: Mapping[str, Sizes]) -> TensorRtEngine:
+        return build_engine(path, sizes=sizes)
+
+    layout = shared if own is None else own
+    return _engines(request, layout, own, weights_path, tell, make, tuple(plugins()))
+
+
+def _engines(
+    request: EngineRequest,
+    layout: Layout,
+    own: Layout | None,
+    weights_path: Path,
+    tell: Callable[[str], None],
+    make: Callable[[Path, Mapping[str, Sizes]], TensorRtEngine],
+    plugins: Sequence[str],
+) -> Engine:
+    """Every graph as an engine, by way of ONNX."""
+    program, target = request.program, request.target
+    library = LIBRARIES[target]
     files: dict[str, bytes] = {}
     graphs: dict[str, EngineGraph] = {}
     ranges: dict[str, tuple[int, int]] = {}
+    capabilities: tuple[str, ...] = ()
     with tempfile.TemporaryDirectory() as folder:
         _place_weights(Path(folder) / WEIGHTS_NAME, own, weights_path)
-        places = (shared if own is None else own).places
         for role, graph in sorted(program.graphs.items()):
-            name = _file("tensorrt-rtx", role, "engine")
+            name = _file(target, role, "engine")
             tell(name)
-            made = graph_to_onnx(graph, role, places, standard=True)
+            made = graph_to_onnx(graph, role, layout.places, standard=True, plugins=plugins)
             path = Path(folder) / f"{role}.onnx"
             path.write_bytes(made.model.SerializeToString(deterministic=True))
             sizes = sizes_of(program, graph.dimensions, role) | dict(request.sizes)
-            engine = build_engine(path, capabilities=capabilities, sizes=sizes)
-            files[name] = engine.content
+            engine = make(path, sizes)
+            files[name], capabilities = engine.content, engine.capabilities
             for size, (least, _, most) in engine.sizes.items():
                 ranges[size] = _narrowest(ranges.get(size), (least, most))
             graphs[role] = EngineGraph(
@@ -206,7 +241,7 @@ def _tensorrt_rtx(
     entry = EngineEntry(
         device="cuda",
         precision=precision_of(program),
-        built_with={"tensorrt_rtx": str(machine.version_of("tensorrt_rtx"))},
+        built_with={library: str(machine.version_of(library))},
         needs={"platform": machine.platform_name(), "capabilities": " ".join(capabilities)},
         sizes={name: limits for name, limits in ranges.items() if name.isidentifier()},
         graphs=graphs,
@@ -255,6 +290,7 @@ def sizes_of(program: Program, dimensions: Mapping[str, str], role: str) -> dict
 _BUILDERS: Mapping[str, Callable[..., Engine]] = {
     "aoti": _aoti,
     "tensorrt-rtx": _tensorrt_rtx,
+    "tensorrt": _tensorrt,
 }
 
 

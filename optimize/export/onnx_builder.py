@@ -42,8 +42,9 @@ DTYPES: Mapping[torch.dtype, ir.DataType] = {
 class OnnxBuilder:
     """The nodes of a graph, in order; implements `optimize.kernels.onnx_ops.OnnxOps`."""
 
-    def __init__(self, standard: bool = False) -> None:
+    def __init__(self, standard: bool = False, plugins: frozenset[str] = frozenset()) -> None:
         self.standard = standard
+        self.plugins = plugins
         self.nodes: list[ir.Node] = []
         self.constants: dict[str, ir.Value] = {}
         self._made: dict[Any, tuple[ir.Value, ...]] = {}

@@ -9,7 +9,7 @@ touched.
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ from optimize.export.onnx_decompose import decompose, is_composite
 from optimize.export.onnx_lowering import TABLE
 from optimize.export.onnx_lowering_complex import COMPLEX_TABLE
 from optimize.export.onnx_lowering_tensor import SKIPPED
+from optimize.export.onnx_plugins import as_plugin
+from optimize.export.onnx_simplify import simplified
 from optimize.export.weights import Place
 from optimize.ir.collectives import is_collective
 from optimize.ir.errors import UnsupportedOpError
@@ -53,7 +55,12 @@ class OnnxGraph:
 
 
 def graph_to_onnx(
-    graph: Graph, name: str, places: Mapping[str, Place], *, standard: bool = False
+    graph: Graph,
+    name: str,
+    places: Mapping[str, Place],
+    *,
+    standard: bool = False,
+    plugins: Collection[str] = (),
 ) -> OnnxGraph:
     """Translates one graph.
 
@@ -63,11 +70,13 @@ def graph_to_onnx(
         places: weight name → where its bytes lie; initializers get the place's own name, so tied
             weights are one initializer.
         standard: use the operators of the standard only, for others than ONNX Runtime.
+        plugins: names of kernels, such as "optimize::tile_attention", that stay one node, for
+            engines that have them as plugins.
     Raises:
         UnsupportedOpError: an op has no lowering; names op, node and source line.
     """
     check_no_collectives(graph, name)
-    b = OnnxBuilder(standard)
+    b = OnnxBuilder(standard, frozenset(plugins))
     values: dict[fx.Node, Any] = {}
     inputs: list[ir.Value] = []
     initializers: dict[str, ir.Value] = {}
@@ -188,7 +197,8 @@ def _translate(b: OnnxBuilder, node: fx.Node, values: Mapping[fx.Node, Any]) -> 
         return arguments[0][arguments[1]]
     kernel = ONNX_LOWERINGS.get(getattr(target, "name", str)().partition(".")[0])
     if kernel is not None:
-        return kernel(b, *arguments, **keywords)
+        plugin = as_plugin(b, target, arguments, keywords)
+        return kernel(b, *arguments, **keywords) if plugin is None else plugin
     lowering = (COMPLEX_TABLE if _is_complex(node) else TABLE).get(target)
     if lowering is not None:
         result = lowering(b, node, *arguments, **keywords)
@@ -317,7 +327,7 @@ def _serialized(
         inputs, outputs, nodes=kept, initializers=tensors, opset_imports=domains, name=name
     )
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="optimize")
-    return ir.serde.serialize_model(model)
+    return ir.serde.serialize_model(simplified(model))
 
 
 def _reachable(nodes: list[ir.Node], outputs: list[ir.Value]) -> list[ir.Node]:

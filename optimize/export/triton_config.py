@@ -2,9 +2,9 @@
 
 Every tensor is declared with all its dimensions and `max_batch_size` is 0: a request is one run of
 the loop, and its noise, its sizes and the fields that are single numbers belong to that run alone.
-Triton's batches would put requests of other seeds and numbers into one run, so `dynamic_batching`
-is never declared. Requests bring their own batch, and several run at once on one copy of the
-weights.
+Triton's batches would put requests of other seeds and numbers into one run, and draw the noise of a
+sample by its place among strangers, so `dynamic_batching` is never declared. Requests bring their
+own batch, and several run at once on one copy of the weights.
 
     labels int64 [batch]   →   input { name: "labels" data_type: TYPE_INT64 dims: [ -1 ] }
 """
@@ -73,8 +73,7 @@ def inputs(manifest: Manifest) -> tuple[Tensor, ...]:
             found.append(Tensor(IMAGE, "TYPE_UINT8", shape, optional=True))
     noise = manifest.loop.noise
     found += [Tensor.of(item.name, item.dtype, field_shape(item), True) for item in noise]
-    if noise:
-        found.append(Tensor(SEED, "TYPE_UINT64", (1,), optional=True))
+    found.append(Tensor(SEED, "TYPE_UINT64", (1,), optional=True))
     found += [Tensor(name, "TYPE_INT64", (1,), True) for name in unseen_sizes(signature)]
     return _unique(found, "request field")
 

@@ -34,20 +34,27 @@ class TritonPythonModel:
     """One instance of the model; the name and the methods are Triton's."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Loads the bundle, on the CPU or on the GPU of this instance."""
+        """Loads the bundle, on the CPU or on the GPU of this instance.
+
+        The parameters `target` and `trust` of config.pbtxt are those of `optimize.runtime.load`.
+        """
         config = json.loads(args["model_config"])
         parameters = {
             name: value["string_value"] for name, value in config.get("parameters", {}).items()
         }
-        threads = parameters.get("threads")
+        threads, target = parameters.get("threads"), parameters.get("target")
         on_gpu = args["model_instance_kind"] == "GPU"
         if on_gpu:
             _see_only(int(args["model_instance_device_id"]))
+        options: dict[str, Any] = {"target": target, "trust": parameters.get("trust")}
+        if on_gpu and target in (None, "onnx") and options["trust"] is None:
+            options["providers"] = GPU_PROVIDERS
         self._session = load(
             Path(__file__).parent / "bundle",
-            providers=GPU_PROVIDERS if on_gpu else None,
             threads=None if threads is None else int(threads),
+            **options,
         )
+        pb_utils.Logger.log_info(f"optimize: {self._session!r}: {self._session.reason}")
         self._streams = pb_utils.using_decoupled_model_transaction_policy(config)
         self._scalars = {item.name for item in self._session.signature.inputs if not item.shape}
         concurrency = int(parameters.get("concurrency", "1"))

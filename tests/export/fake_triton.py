@@ -142,7 +142,7 @@ class InferenceRequest:
 class Server:
     """A model of a repository, loaded as the server loads it."""
 
-    def __init__(self, repository: Path, name: str, config_class, kind="CPU"):
+    def __init__(self, repository: Path, name: str, config_class):
         text = (repository / name / "config.pbtxt").read_text()
         self.message = text_format.Parse(text, config_class())
         # As the server passes it: numbers of 64 bits are strings there, so are dims.
@@ -155,14 +155,19 @@ class Server:
             spec.loader.exec_module(module)
         self.module = module
         self.model = module.TritonPythonModel()
+        self._repository, self._name = repository, name
+        self.initialize("CPU", self.config["parameters"])
+
+    def initialize(self, kind, parameters):
+        """As the server does for an instance of that kind."""
         self.model.initialize(
             {
-                "model_config": json.dumps(self.config),
+                "model_config": json.dumps(self.config | {"parameters": parameters}),
                 "model_instance_kind": kind,
                 "model_instance_device_id": "0",
-                "model_repository": str(repository / name),
+                "model_repository": str(self._repository / self._name),
                 "model_version": "1",
-                "model_name": name,
+                "model_name": self._name,
             }
         )
 
@@ -209,7 +214,7 @@ class _installed:
                 if "model_transaction_policy" in config
                 else False
             ),
-            Logger=types.SimpleNamespace(log_error=logged.append),
+            Logger=types.SimpleNamespace(log_error=logged.append, log_info=lambda text: None),
         )
 
     def __enter__(self):

@@ -108,6 +108,7 @@ def test_the_configuration_declares_prompts_pictures_and_texts(serve, seeing):
         ("pixel_values", "TYPE_FP32", [-1, 3, 4, 6], True),
         ("prompt", "TYPE_STRING", [-1], True),
         ("image", "TYPE_UINT8", [-1, -1, -1, 3], True),
+        ("seed", "TYPE_UINT64", [1], True),
     ]
     assert declared(config, "output") == [
         ("tokens", "TYPE_INT64", [-1, -1], False),
@@ -125,6 +126,38 @@ def test_a_gpu_instance_asks_for_the_gpu(config_class, tiny_bundle, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("parameters", "kind", "expected"),
+    [
+        ({}, "CPU", {"target": None, "trust": None, "threads": None}),
+        ({"threads": "2"}, "CPU", {"target": None, "trust": None, "threads": 2}),
+        ({}, "GPU", {"target": None, "trust": None, "threads": None, "providers": "GPU"}),
+        ({"trust": "native"}, "GPU", {"target": None, "trust": "native", "threads": None}),
+        (
+            {"trust": "native", "target": "aoti"},
+            "CPU",
+            {"target": "aoti", "trust": "native", "threads": None},
+        ),
+    ],
+)
+def test_an_instance_loads_the_bundle_as_its_parameters_say(
+    serve, tiny_bundle, monkeypatch, parameters, kind, expected
+):
+    server = serve(tiny_bundle)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    asked = {}
+
+    def loading(path, **options):
+        asked.update(options)
+        return server.model._session
+
+    monkeypatch.setattr(server.module, "load", loading)
+    server.initialize(kind, {name: {"string_value": item} for name, item in parameters.items()})
+    if "providers" in expected:
+        expected = expected | {"providers": server.module.GPU_PROVIDERS}
+    assert asked == expected
+
+
+@pytest.mark.parametrize(
     ("before", "device", "after"), [(None, 1, "1"), ("4,7", 1, "7"), ("GPU-a, GPU-b", 0, "GPU-a")]
 )
 def test_an_instance_sees_only_its_own_gpu(serve, tiny_bundle, monkeypatch, before, device, after):
@@ -139,9 +172,9 @@ def test_an_instance_sees_only_its_own_gpu(serve, tiny_bundle, monkeypatch, befo
 def test_answers_equal_the_sessions_own_at_every_batch(serve, tiny_bundle):
     server = serve(tiny_bundle)
     with load(tiny_bundle) as session:
-        for labels in ([3], [1, 2, 3]):
-            expected = session(seed=7, labels=labels)["image"]
-            found = server.answer(labels=np.array(labels), seed=np.array([7], np.uint64))
+        for labels, seed in (([3], 0), ([1, 2, 3], 2**64 - 1)):
+            expected = session(seed=seed, labels=labels)["image"]
+            found = server.answer(labels=np.array(labels), seed=np.array([seed], np.uint64))
             np.testing.assert_array_equal(found["image"], expected)
         noise = np.random.default_rng(0).normal(size=(2, 1, 8, 8)).astype(np.float32)
         expected = session(labels=[1, 2], latent=noise)["image"]

@@ -17,7 +17,7 @@ def info(name, shape=("n",), kind=TensorProto.FLOAT):
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def graphs(stored=None, **models):
+def graphs(stored=None, prepack=None, **models):
     """name → (nodes, inputs, outputs, initializers)."""
     protos, entries = {}, {}
     for name, (nodes, inputs, outputs, *initializers) in models.items():
@@ -30,7 +30,7 @@ def graphs(stored=None, **models):
             inputs={item.name: item.name for item in inputs},
             outputs={item.name: item.name for item in outputs},
         )
-    return OnnxGraphs(protos, entries, stored or {}, threads=1)
+    return OnnxGraphs(protos, entries, stored or {}, threads=1, prepack=prepack)
 
 
 def increment(source="a", result="b"):
@@ -193,7 +193,10 @@ def test_sessions_share_the_memory_of_large_weights():
         tensor.external_data.add(key=key, value=value)
     node = helper.make_node("Gemm", ["a", "w"], ["b"], transB=1)
     model = ([node], [info("a", ("n", 128))], [info("b", ("n", 256))], [tensor])
-    made = graphs({"w": StoredTensor("float32", weight, 64)}, first=model, second=model)
+    stored = {"w": StoredTensor("float32", weight, 64)}
+    made = graphs(stored, prepack=False, first=model, second=model)
+    # So small a weight is repacked where nothing else is said.
+    assert graphs(stored, first=model).shared == {"first": ()}
     assert made.shared == {"first": ("w",), "second": ("w",)}
     assert np.shares_memory(made.weight("w").memory, weight)
     engine = OnnxEngine(made)
