@@ -151,7 +151,8 @@ def _readme(
     swap = " && pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
     return Template(README_FILE.read_text("utf-8")).substitute(
         name=name,
-        package=f"optimize{extra}=={manifest.generator.version}",
+        wheel=f"optimize-{manifest.generator.version}-py3-none-any.whl",
+        extra=extra,
         runtime=swap if device == "gpu" else "",
         gpus=" --gpus all" if device == "gpu" else "",
         inputs="\n".join(_row(tensor) for tensor in takes),
