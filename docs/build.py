@@ -63,6 +63,9 @@ def build(out: Path) -> list[Path]:
         written.append(Path(shutil.copy(ROOT / name, out / name)))
     for page in sorted([*(ROOT / "docs").glob("*.md"), SCHEMA]):
         written.append(Path(shutil.copy(page, out / "docs" / page.name)))
+    (out / "docs" / "examples").mkdir(exist_ok=True)
+    for example in sorted((ROOT / "docs" / "examples").glob("*.py")):
+        written.append(Path(shutil.copy(example, out / "docs" / "examples" / example.name)))
     for item in PASSES:
         path = out / "passes" / f"{item.name}.md"
         path.write_text(pass_page(item), "utf-8")

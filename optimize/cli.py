@@ -26,7 +26,7 @@ COMMANDS = {
     "demo": "demo:demo",
     "run": "run:run",
     "inspect": "inspect:inspect",
-    "export": "run:export",
+    "export": "export:export",
     "generate": "generate:generate",
     "bench": "bench:bench",
     "verify": "verify:verify",

@@ -1,56 +1,89 @@
-"""In which shape a bundle is laid out for those who serve it."""
+"""Folders that are written from a bundle for those who serve it: one name and one writer each."""
 
+import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any
 
 from optimize.ir.errors import RecipeError
 
-Layout = Literal["bundle", "triton-server", "browser"]
+Writer = Callable[..., Path]
+"""Called with the bundle, the folder to write, `overwrite`, and the options that were given."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout: the function that writes it, and the options it takes besides `overwrite`.
+
+    `options` maps the option of the command line, without its dashes, to the writer's argument.
+    """
+
+    module: str
+    function: str
+    options: Mapping[str, str]
+    required: tuple[str, ...] = ()
+
+    def writer(self) -> Writer:
+        """The function, imported when it is wanted."""
+        found: Writer = getattr(import_module(self.module), self.function)
+        return found
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "triton-server": Layout(
+        "optimize.export.triton_server",
+        "write_model_repository",
+        {
+            "name": "name",
+            "device": "device",
+            "instances": "instances",
+            "concurrency": "concurrency",
+            "threads": "threads",
+            "stream": "stream",
+        },
+    ),
+    "browser": Layout(
+        "optimize.export.browser",
+        "write_site",
+        {"ort-web": "runtime"},
+        required=("ort-web",),
+    ),
+}
+
+
+def check_layout(name: str, options: Mapping[str, Any]) -> None:
+    """Refuses an unknown layout, options it does not take, and lacking ones, before any work.
+
+    Args:
+        name: one of `LAYOUTS`, or "bundle", which is the bundle itself and takes no options.
+        options: option → value, only those that were given.
+    Raises:
+        RecipeError: says which.
+    """
+    known = ("bundle", *LAYOUTS)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f". Did you mean {close[0]}?" if close else ""
+        raise RecipeError(f"--layout {name}: unknown, known: {', '.join(known)}{hint}")
+    layout = LAYOUTS.get(name)
+    for option in options:
+        takers = [other for other, item in LAYOUTS.items() if option in item.options]
+        if layout is None or option not in layout.options:
+            raise RecipeError(
+                f"--{option}: found it with layout {name}, which does not take it; leave it away, "
+                f"or pass --layout {' or '.join(takers)}"
+            )
+    for option in () if layout is None else layout.required:
+        if option not in options:
+            raise RecipeError(f"--layout {name}: found no --{option}, which it needs; pass it")
 
 
 def write_layout(
-    layout: str, bundle: Path, out: Path, *, overwrite: bool, ort_web: Path | None = None
+    name: str, bundle: Path, out: Path, *, overwrite: bool, options: Mapping[str, Any]
 ) -> Path:
-    """Writes a bundle in a layout.
-
-    Args:
-        layout: "triton-server" is a model repository, "browser" a folder of static files.
-        bundle: folder of a bundle.
-        out: the folder to make.
-        overwrite: replace a folder that exists.
-        ort_web: folder `dist` of an installed onnxruntime-web, for "browser".
-    Raises:
-        RecipeError: no such layout, or options that do not go with it.
-    """
-    check_layout(layout, ort_web)
-    return _WRITERS[layout](bundle, out, overwrite=overwrite, ort_web=ort_web)
-
-
-def check_layout(layout: str, ort_web: Path | None) -> None:
-    """Refuses a layout or its options before any work is done for them."""
-    if layout not in get_args(Layout):
-        known = ", ".join(get_args(Layout))
-        raise RecipeError(f"layout: found {layout!r}, expected one of {known}")
-    if (layout == "browser") != (ort_web is not None):
-        raise RecipeError(
-            f"--ort-web: found {'one' if ort_web else 'none'} with --layout {layout}; "
-            "--layout browser needs the folder `dist` of an installed onnxruntime-web "
-            "(npm install onnxruntime-web), other layouts need none"
-        )
-
-
-def _triton(bundle: Path, out: Path, *, overwrite: bool, ort_web: Path | None) -> Path:
-    from optimize.export.triton_server import write_model_repository
-
-    return write_model_repository(bundle, out, overwrite=overwrite)
-
-
-def _browser(bundle: Path, out: Path, *, overwrite: bool, ort_web: Path | None) -> Path:
-    from optimize.export.browser import write_site
-
-    assert ort_web is not None
-    return write_site(bundle, out, runtime=ort_web, overwrite=overwrite)
-
-
-_WRITERS: Mapping[str, Callable[..., Path]] = {"triton-server": _triton, "browser": _browser}
+    """Writes a layout, which `check_layout` accepts, from a bundle; returns its folder."""
+    layout = LAYOUTS[name]
+    arguments = {layout.options[option]: value for option, value in options.items()}
+    return layout.writer()(bundle, out, overwrite=overwrite, **arguments)

@@ -1,60 +1,46 @@
-"""A bundle as a model repository of NVIDIA Triton Inference Server.
+"""Bundle → model repository of NVIDIA Triton Inference Server.
 
-    write_model_repository("bundle", "models", name="digits")
+    out/README.md               how to start the server
+    out/<name>/config.pbtxt     inputs, outputs, instances
+    out/<name>/1/model.py       runs inside the server
+    out/<name>/1/bundle/        the bundle, as it was
 
-    models/digits/config.pbtxt        inputs, outputs and instances, from the bundle's signature
-    models/digits/1/model.py          answers requests with a session of the torch-free runtime
-    models/digits/1/bundle/           the bundle, as it is
-    models/README.md                  how to start the server
-
-Requests are not joined into batches: noise is drawn by the place of a sample in its batch, so what
-a request gets would depend on who asks beside it. A request may have a batch of its own.
+The model runs on Triton's Python backend, because a loop over several graphs is more than its ONNX
+Runtime backend can hold.
 """
 
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from string import Template
+from typing import Any
 
-import onnx
-
-from optimize.export.publish import staged
+from optimize.export.publish import Staging, check_target, staged
+from optimize.export.triton_config import (
+    ANY,
+    PROMPT,
+    SEED,
+    Device,
+    Tensor,
+    config_text,
+    inputs,
+    outputs,
+    streamed,
+)
 from optimize.ir.errors import RecipeError
-from optimize.runtime.bundle import Bundle, open_bundle
-from optimize.runtime.loop import appended_results, calls
-from optimize.runtime.manifest import MANIFEST_FILE
-from optimize.runtime.prompting import IMAGE
-from optimize.runtime.request import field_shape
+from optimize.runtime.bundle import Bundle, open_bundle, read_file
+from optimize.runtime.errors import IntegrityError
+from optimize.runtime.manifest import MANIFEST_FILE, Manifest, parse_manifest
 
-VERSION = "1"
-CHUNK_BYTES = 4 * 2**20
+VERSION_FOLDER = "1"
+MODEL_FILE = Path(__file__).with_name("triton_model.py")
+README_FILE = Path(__file__).with_name("triton_readme.md")
 
-TRITON_TYPES: Mapping[str, str] = {
-    "float64": "TYPE_FP64",
-    "float32": "TYPE_FP32",
-    "float16": "TYPE_FP16",
-    "bfloat16": "TYPE_FP32",  # numpy, through which values pass, has none
-    "int64": "TYPE_INT64",
-    "int32": "TYPE_INT32",
-    "bool": "TYPE_BOOL",
-}
-"""Our dtype names → Triton's."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-
-
-@dataclass(frozen=True)
-class Field:
-    """An input or output of the model; `dims` has -1 for what a request decides."""
-
-    name: str
-    data_type: str
-    dims: tuple[int, ...]
-    optional: bool = False
-    scalar: bool = False
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+_DATATYPES = {"TYPE_STRING": "BYTES"}
+_LONGEST_EXAMPLE = 64
 
 
 def write_model_repository(
@@ -62,177 +48,167 @@ def write_model_repository(
     out: str | os.PathLike[str],
     *,
     name: str | None = None,
-    overwrite: bool = False,
-    kind: Literal["cpu", "gpu"] = "cpu",
+    device: Device = "cpu",
     instances: int = 1,
-    decoupled: bool = False,
+    concurrency: int = 4,
+    threads: int | None = None,
+    stream: bool = False,
+    overwrite: bool = False,
 ) -> Path:
-    """Writes a model repository with one model.
+    """Writes a model repository that serves a bundle; a reader sees all of it or none.
 
     Args:
-        bundle: folder of a bundle; verified first, and copied.
-        out: the folder to make; its parent must exist.
-        name: of the model; the name of the bundle's folder by default.
-        overwrite: replace a folder that exists; it stays whole until the new one is.
-        kind: where instances run; on "gpu" with ONNX Runtime's CUDA provider.
-        instances: how many answer at once, each with the bundle loaded.
-        decoupled: stream the result that grows, such as text, part by part.
+        bundle: folder of a bundle; every byte is verified.
+        out: the repository to write; its parent must exist.
+        name: of the model; None takes the name of the bundle's folder.
+        device: run on the "cpu", or on the "gpu" with ONNX Runtime's CUDA provider.
+        instances: processes of the server that load the bundle, on the CPU or on each GPU.
+        concurrency: requests that one instance runs at once on its one copy of the weights.
+        threads: of one operator on the CPU; None lets ONNX Runtime choose.
+        stream: answer in parts while the loop runs, where a result grows; clients need a stream.
+        overwrite: replace a folder that exists.
     Returns:
-        The absolute path of the repository.
+        The path of the repository.
     Raises:
-        BundleError: the bundle is none, or damaged.
-        RecipeError: a name that Triton does not take, or nothing grows that could be streamed.
-        ResourceError: the folder exists or cannot be written.
+        RecipeError: an option that cannot work.
+        BundleError: its subclasses say what is wrong with the bundle.
+        ResourceError: the folder cannot be written.
     """
-    source = Path(bundle)
-    name = source.resolve().name if name is None else name
-    if not _NAME.fullmatch(name):
-        raise RecipeError(
-            f"name: found {name!r}, expected letters, digits, '_', '-' and '.', starting with a "
-            "letter or digit"
-        )
-    if instances < 1:
-        raise RecipeError(f"instances: found {instances}, expected at least 1")
-    opened = open_bundle(source)
-    grows = appended_results(opened.manifest.loop)
-    if decoupled and not grows:
-        raise RecipeError(
-            "decoupled: found no result growing step by step, expected one to stream; leave it out"
-        )
-    config = model_config(opened, name, kind, instances, decoupled)
-    target = Path(os.path.abspath(out))
+    target, source = Path(os.path.abspath(out)), Path(bundle)
+    name = _checked_name(source.resolve().name if name is None else name)
+    _check_numbers(device, instances, concurrency, threads)
+    check_target(target, overwrite)
+    opened = open_bundle(source, target="onnx")
+    takes = inputs(opened.manifest)
+    gives = streamed(opened) if stream else outputs(opened)
+    parameters = {"concurrency": str(concurrency)}
+    if threads is not None:
+        parameters["threads"] = str(threads)
+    config = config_text(
+        name,
+        takes,
+        gives,
+        device=device,
+        instances=instances,
+        stream=stream,
+        parameters=parameters,
+    )
+    readme = _readme(name, opened.manifest, takes, device, stream)
     with staged(target, overwrite=overwrite) as staging:
-        folder = f"{name}/{VERSION}"
+        staging.write("README.md", [readme.encode()])
         staging.write(f"{name}/config.pbtxt", [config.encode()])
-        template = resources.files("optimize.export").joinpath("triton_model.py")
-        staging.write(f"{folder}/model.py", [template.read_bytes()])
-        for file in (MANIFEST_FILE, *sorted(opened.manifest.files)):
-            written = staging.write(f"{folder}/bundle/{file}", _chunks(source / file))
-            entry = opened.manifest.files.get(file, written)
-            if written != entry:
-                raise RecipeError(f"{file}: changed while it was copied; write the layout again")
-        staging.write("README.md", [_readme(name, kind).encode()])
+        staging.write(f"{name}/{VERSION_FOLDER}/model.py", [MODEL_FILE.read_bytes()])
+        _copy_bundle(opened, source, staging, f"{name}/{VERSION_FOLDER}/bundle")
         staging.publish()
     return target
 
 
-def inputs_of(bundle: Bundle) -> list[Field]:
-    """Every field of a request: the signature's, prompts, the noise, the seed and named sizes."""
-    manifest = bundle.manifest
-    prompting = manifest.prompting
-    fields = []
-    for item in manifest.signature.inputs:
-        optional = item.default is not None or prompting is not None
-        fields.append(_field(item.name, item.dtype, item.shape, optional))
-    if prompting is not None:
-        fields.append(Field("prompt", "TYPE_STRING", (-1,), optional=True))
-        if prompting.image is not None and IMAGE in prompting.template:
-            fields.append(Field("image", "TYPE_UINT8", (-1, -1, -1), optional=True))
-    fields += [
-        _field(noise.name, noise.dtype, field_shape(noise), True) for noise in manifest.loop.noise
-    ]
-    fields.append(Field("seed", "TYPE_UINT64", (1,), optional=True, scalar=True))
-    taken = {field.name for field in fields}
-    fields += [
-        Field(size, "TYPE_INT64", (1,), optional=True, scalar=True)
-        for size in manifest.signature.dimensions
-        if size not in taken
-    ]
-    return fields
+def _copy_bundle(opened: Bundle, source: Path, staging: Staging, folder: str) -> None:
+    """Copies what the manifest names; each file is verified again as it is read."""
+    for path, entry in sorted(opened.manifest.files.items()):
+        content = read_file(source, path)
+        if content is None or staging.write(f"{folder}/{path}", [content.data]) != entry:
+            raise _changed(path)
+    manifest = (source / MANIFEST_FILE).read_bytes()
+    if parse_manifest(manifest) != opened.manifest:
+        raise _changed(MANIFEST_FILE)
+    staging.write(f"{folder}/{MANIFEST_FILE}", [manifest])
 
 
-def outputs_of(bundle: Bundle, decoupled: bool) -> list[Field]:
-    """The results; of a stream only what grows."""
-    manifest = bundle.manifest
-    slots = {slot.name: slot for slot in manifest.loop.slots}
-    fields: list[Field] = []
-    for call in calls(manifest.loop.body):
-        for output, to in call.outputs.items():
-            if to.append is None or to.append in {field.name for field in fields}:
-                continue
-            dtype, rank = _type_of(bundle, call.graph, output)
-            # Parts [B, ...] lie in a dimension of their own; while streaming they come alone.
-            more = 0 if decoupled or to.counts is not None else 1
-            fields.append(Field(to.append, TRITON_TYPES[dtype], (-1,) * (rank + more)))
-    if not decoupled:
-        fields += [
-            _field(result, slots[slot].dtype, slots[slot].shape, False)
-            for result, slot in manifest.loop.results.items()
-        ]
-    if manifest.prompting is not None:
-        fields.append(Field("text", "TYPE_STRING", (-1,)))
-    return fields
+def _changed(path: str) -> IntegrityError:
+    return IntegrityError(
+        f"{path}: changed while the bundle was copied; write the repository again"
+    )
 
 
-def model_config(bundle: Bundle, name: str, kind: str, instances: int, decoupled: bool) -> str:
-    """The text of config.pbtxt."""
-    inputs, outputs = inputs_of(bundle), outputs_of(bundle, decoupled)
-    scalars = [field.name for field in inputs if field.scalar]
-    parameters = {"scalars": ",".join(scalars)}
-    if kind == "gpu":
-        parameters["providers"] = "CUDAExecutionProvider,CPUExecutionProvider"
-    lines = [f'name: "{name}"', 'backend: "python"', "max_batch_size: 0"]
-    lines += [line for field in inputs for line in _field_lines("input", field)]
-    lines += [line for field in outputs for line in _field_lines("output", field)]
-    lines.append(f"instance_group [ {{ kind: KIND_{kind.upper()}, count: {instances} }} ]")
-    if decoupled:
-        lines.append("model_transaction_policy { decoupled: true }")
-    lines += [
-        f'parameters {{ key: "{key}", value: {{ string_value: "{value}" }} }}'
-        for key, value in sorted(parameters.items())
-    ]
-    return "\n".join(lines) + "\n"
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise RecipeError(
+            f"name: found {name[:80]!r}, expected 1 to 200 letters, digits, '_', '-' and '.' after "
+            "a letter or digit: it is part of the server's addresses; pass another name"
+        )
+    return name
 
 
-def _field(name: str, dtype: str, shape: Sequence[int | str], optional: bool) -> Field:
-    dims = tuple(size if isinstance(size, int) else -1 for size in shape)
-    return Field(name, TRITON_TYPES[dtype], dims or (1,), optional, scalar=not dims)
+def _check_numbers(device: str, instances: int, concurrency: int, threads: int | None) -> None:
+    if device not in ("cpu", "gpu"):
+        raise RecipeError(f"device: found {device!r}, expected 'cpu' or 'gpu'")
+    for what, number in (
+        ("instances", instances),
+        ("concurrency", concurrency),
+        ("threads", 1 if threads is None else threads),
+    ):
+        if isinstance(number, bool) or not 1 <= number <= 1024:
+            raise RecipeError(f"{what}: found {number!r}, expected a number in [1, 1024]")
 
 
-def _field_lines(side: str, field: Field) -> list[str]:
-    lines = [
-        f"{side} {{",
-        f'  name: "{field.name}"',
-        f"  data_type: {field.data_type}",
-        f"  dims: [ {', '.join(map(str, field.dims))} ]",
-    ]
-    return [*lines, *(["  optional: true"] if field.optional else []), "}"]
+def _readme(
+    name: str, manifest: Manifest, takes: Sequence[Tensor], device: Device, stream: bool
+) -> str:
+    """How to start the server and what to send it."""
+    extra = "[text]" if manifest.prompting is not None else ""
+    # Both packages are one Python module; what is installed last is what runs.
+    swap = " && pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+    return Template(README_FILE.read_text("utf-8")).substitute(
+        name=name,
+        wheel=f"optimize-{manifest.generator.version}-py3-none-any.whl",
+        extra=extra,
+        runtime=swap if device == "gpu" else "",
+        gpus=" --gpus all" if device == "gpu" else "",
+        inputs="\n".join(_row(tensor) for tensor in takes),
+        asking=_asking(name, takes, manifest.prompting is not None, stream),
+    )
 
 
-def _type_of(bundle: Bundle, role: str, output: str) -> tuple[str, int]:
-    """The dtype and rank of an output of a graph."""
-    inside = bundle.manifest.graphs[role].outputs[output]
-    graph = onnx.load_model_from_string(bundle.models[role]).graph
-    (found,) = (item for item in graph.output if item.name == inside)
-    tensor = found.type.tensor_type
-    kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
-    names = {"FLOAT": "float32", "DOUBLE": "float64", "INT64": "int64", "INT32": "int32"}
-    return names.get(kind, kind.lower()), len(tensor.shape.dim)
+def _row(tensor: Tensor) -> str:
+    sizes = ", ".join("any" if size == ANY else str(size) for size in tensor.dims)
+    return f"| `{tensor.name}` | {tensor.type} | [{sizes}] | {'no' if tensor.optional else 'yes'} |"
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
+def _asking(name: str, takes: Sequence[Tensor], prompts: bool, stream: bool) -> str:
+    if stream and not prompts:
+        return (
+            "The model streams: send the request with `stream_infer` of a gRPC client (port 8001); "
+            "each response is one part of the result, the last one is empty."
+        )
+    if stream:
+        body = json.dumps({PROMPT: "Hello"} | ({SEED: 0} if _has(takes, SEED) else {}))
+        return (
+            "The model streams: each response is a piece of the answer, together they are its "
+            "text.\n\n"
+            f"```sh\ncurl -N -d '{body}' localhost:8000/v2/models/{name}/generate_stream\n```\n\n"
+            "A gRPC client (port 8001) uses `stream_infer`; the last response is empty."
+        )
+    request = example_request(takes, prompts)
+    if request is None:
+        return "Send the request with a client library (`pip install tritonclient[http]`)."
+    body = json.dumps(request)
+    return f"```sh\ncurl -d '{body}' localhost:8000/v2/models/{name}/infer\n```"
 
 
-def _readme(name: str, kind: str) -> str:
-    package = "onnxruntime-gpu" if kind == "gpu" else "onnxruntime"
-    image = "nvcr.io/nvidia/tritonserver:<release>-py3"
-    return _README.format(name=name, package=package, image=image)
+def _has(takes: Sequence[Tensor], name: str) -> bool:
+    return any(tensor.name == name for tensor in takes)
 
 
-_README = """# Model repository: {name}
+def example_request(takes: Sequence[Tensor], prompts: bool) -> dict[str, Any] | None:
+    """A small request in the JSON of Triton's HTTP protocol; None where it would not be small."""
+    given = [tensor for tensor in takes if not tensor.optional or tensor.name == SEED]
+    given += [tensor for tensor in takes if prompts and tensor.name == PROMPT]
+    made = list(_examples(given))
+    if any(len(item["data"]) > _LONGEST_EXAMPLE for item in made):
+        return None
+    return {"inputs": made}
 
-For NVIDIA Triton Inference Server with the Python backend. The server's Python needs the runtime
-of `optimize` (numpy, {package}, pydantic, safetensors; no PyTorch), for prompts also its extra
-`text`:
 
-    docker run --rm -it -p 8000:8000 -p 8001:8001 -v $PWD:/models {image} bash
-    pip install optimize {package}
-    tritonserver --model-repository=/models
-
-Requests are not joined into batches: what a request gets does not depend on who asks beside it.
-Send several samples in one request, or raise `count` of `instance_group` in config.pbtxt.
-The bundle's hashes are checked each time the model is loaded.
-"""
+def _examples(tensors: Sequence[Tensor]) -> Iterator[dict[str, Any]]:
+    for tensor in tensors:
+        shape = [1 if size == ANY else size for size in tensor.dims]
+        count = 1
+        for size in shape:
+            count *= size
+        yield {
+            "name": tensor.name,
+            "datatype": _DATATYPES.get(tensor.type, tensor.type.removeprefix("TYPE_")),
+            "shape": shape,
+            "data": (["Hello"] if tensor.name == PROMPT else [0]) * count,
+        }

@@ -1,159 +1,397 @@
-"""Model repositories of Triton Inference Server: parsed by the official protobuf, and run."""
+"""Model repositories of Triton: the configuration, and model.py run as the server runs it."""
 
 import importlib.util
 import json
+import re
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from optimize.export.layouts import check_layout
+from optimize.export.bundle import export_bundle
+from optimize.export.triton_config import Tensor, _unique
 from optimize.export.triton_server import write_model_repository
 from optimize.ir.errors import RecipeError
 from optimize.runtime import load
-from optimize.runtime.errors import BundleError, ResourceError
-from tests.export import fake_triton
-from tests.runtime.toy_language import colours
-
-tritonclient = pytest.importorskip("tritonclient", reason="tritonclient is not installed")
+from optimize.runtime.errors import IntegrityError, ResourceError
+from optimize.runtime.loop import Input
 
 
-def parsed(path: Path) -> Any:
-    """config.pbtxt by the protobuf that the server itself uses."""
-    from google.protobuf import text_format
-
-    file = Path(next(iter(tritonclient.__path__))) / "grpc" / "model_config_pb2.py"
-    spec = importlib.util.spec_from_file_location("model_config_pb2", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+def _module(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return text_format.Parse(path.read_text(), module.ModelConfig()), module
+    return module
 
 
-def started(repository: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The model as the server starts it."""
-    from google.protobuf import json_format
-
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake_triton.module())
-    config, _ = parsed(repository / name / "config.pbtxt")
-    spec = importlib.util.spec_from_file_location("model", repository / name / "1" / "model.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model = module.TritonPythonModel()
-    text = json_format.MessageToDict(config, preserving_proto_field_name=True)
-    model.initialize(
-        {
-            "model_config": json.dumps(text),
-            "model_repository": str(repository / name),
-            "model_version": "1",
-            "model_name": name,
-        }
-    )
-    return model
+HERE = Path(__file__).parent
+fake = _module("fake_triton", HERE / "fake_triton.py")
+toy = _module("toy_language", HERE.parent / "runtime" / "toy_language.py")
 
 
 @pytest.fixture(scope="module")
-def language(tmp_path_factory) -> Path:
-    return colours().export(tmp_path_factory.mktemp("language") / "colours")
+def config_class():
+    """NVIDIA's own ModelConfig; from its file, as the package around it needs gRPC."""
+    found = importlib.util.find_spec("tritonclient")
+    if found is None:
+        pytest.skip("needs the package tritonclient, found none")
+    folder = Path(next(iter(found.submodule_search_locations)))
+    return _module("model_config_pb2", folder / "grpc" / "model_config_pb2.py").ModelConfig
 
 
-def test_config_says_what_the_signature_says(tiny_bundle, tmp_path):
-    repository = write_model_repository(tiny_bundle, tmp_path / "models", name="tiny-1")
-    config, module = parsed(repository / "tiny-1" / "config.pbtxt")
-    assert (config.name, config.backend, config.max_batch_size) == ("tiny-1", "python", 0)
-    with load(tiny_bundle) as session:
-        manifest = session.manifest
-    inputs = {item.name: item for item in config.input}
-    for field in manifest.signature.inputs:
-        dims = [size if isinstance(size, int) else -1 for size in field.shape] or [1]
-        assert list(inputs[field.name].dims) == dims
-        assert inputs[field.name].optional == (field.default is not None)
-        kind = module.DataType.Name(inputs[field.name].data_type)
-        assert kind == {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}[field.dtype]
-    assert inputs["seed"].optional and inputs["seed"].data_type == module.TYPE_UINT64
-    assert all(inputs[noise.name].optional for noise in manifest.loop.noise)
-    assert {item.name for item in config.output} == set(manifest.loop.results)
-    assert module.ModelInstanceGroup.Kind.Name(config.instance_group[0].kind) == "KIND_CPU"
+@pytest.fixture(scope="module")
+def language(tmp_path_factory):
+    return export_bundle(toy.colours(), tmp_path_factory.mktemp("language") / "colours")
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    return export_bundle(toy.colours(picture=True), tmp_path_factory.mktemp("seeing") / "b")
+
+
+@pytest.fixture
+def serve(config_class, tmp_path):
+    """Writes the repository of a bundle and loads its model; closes it after the test."""
+    servers = []
+
+    def start(bundle, name="model", **options):
+        repository = write_model_repository(bundle, tmp_path / "models", name=name, **options)
+        servers.append(fake.Server(repository, name, config_class))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def declared(config, field):
+    """Inputs or outputs of a ModelConfig as (name, type, dims, optional)."""
+    types = type(config).DESCRIPTOR.fields_by_name["input"].message_type
+    names = types.fields_by_name["data_type"].enum_type.values_by_number
+    return [
+        (item.name, names[item.data_type].name, list(item.dims), getattr(item, "optional", False))
+        for item in getattr(config, field)
+    ]
+
+
+def texts(array):
+    return [item.decode() for item in array]
+
+
+def test_the_configuration_declares_fields_noise_seed_and_results(serve, tiny_bundle):
+    config = serve(tiny_bundle, "tiny.dit-1", instances=2, concurrency=3, threads=1).message
+    assert (config.name, config.backend, config.max_batch_size) == ("tiny.dit-1", "python", 0)
+    assert declared(config, "input") == [
+        ("labels", "TYPE_INT64", [-1], False),
+        ("latent", "TYPE_FP32", [-1, 1, 8, 8], True),
+        ("seed", "TYPE_UINT64", [1], True),
+    ]
+    assert declared(config, "output") == [("image", "TYPE_FP32", [-1, 1, 8, 8], False)]
+    (group,) = config.instance_group
+    assert (group.count, group.kind) == (2, type(group).KIND_CPU)
+    assert {key: item.string_value for key, item in config.parameters.items()} == {
+        "concurrency": "3",
+        "threads": "1",
+    }
     assert not config.HasField("dynamic_batching")
+    assert not config.model_transaction_policy.decoupled
 
 
-def test_the_server_gets_what_a_session_gives(tiny_bundle, tmp_path, monkeypatch):
-    repository = write_model_repository(tiny_bundle, tmp_path / "models", name="tiny")
-    model = started(repository, "tiny", monkeypatch)
+def test_the_configuration_declares_prompts_pictures_and_texts(serve, seeing):
+    config = serve(seeing).message
+    assert declared(config, "input") == [
+        ("input_ids", "TYPE_INT64", [-1, 12], True),
+        ("lengths", "TYPE_INT64", [-1], True),
+        ("pixel_values", "TYPE_FP32", [-1, 3, 4, 6], True),
+        ("prompt", "TYPE_STRING", [-1], True),
+        ("image", "TYPE_UINT8", [-1, -1, -1, 3], True),
+        ("seed", "TYPE_UINT64", [1], True),
+    ]
+    assert declared(config, "output") == [
+        ("tokens", "TYPE_INT64", [-1, -1], False),
+        ("text", "TYPE_STRING", [-1], False),
+    ]
+
+
+def test_a_gpu_instance_asks_for_the_gpu(config_class, tiny_bundle, tmp_path):
+    repository = write_model_repository(tiny_bundle, tmp_path / "models", name="m", device="gpu")
+    text = (repository / "m" / "config.pbtxt").read_text()
+    config = fake.text_format.Parse(text, config_class())
+    assert config.instance_group[0].kind == type(config.instance_group[0]).KIND_GPU
+    readme = (repository / "README.md").read_text()
+    assert "--gpus all" in readme and "onnxruntime-gpu" in readme
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kind", "expected"),
+    [
+        ({}, "CPU", {"target": None, "trust": None, "threads": None}),
+        ({"threads": "2"}, "CPU", {"target": None, "trust": None, "threads": 2}),
+        ({}, "GPU", {"target": None, "trust": None, "threads": None, "providers": "GPU"}),
+        ({"trust": "native"}, "GPU", {"target": None, "trust": "native", "threads": None}),
+        (
+            {"trust": "native", "target": "aoti"},
+            "CPU",
+            {"target": "aoti", "trust": "native", "threads": None},
+        ),
+    ],
+)
+def test_an_instance_loads_the_bundle_as_its_parameters_say(
+    serve, tiny_bundle, monkeypatch, parameters, kind, expected
+):
+    server = serve(tiny_bundle)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    asked = {}
+
+    def loading(path, **options):
+        asked.update(options)
+        return server.model._session
+
+    monkeypatch.setattr(server.module, "load", loading)
+    server.initialize(kind, {name: {"string_value": item} for name, item in parameters.items()})
+    if "providers" in expected:
+        expected = expected | {"providers": server.module.GPU_PROVIDERS}
+    assert asked == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "device", "after"), [(None, 1, "1"), ("4,7", 1, "7"), ("GPU-a, GPU-b", 0, "GPU-a")]
+)
+def test_an_instance_sees_only_its_own_gpu(serve, tiny_bundle, monkeypatch, before, device, after):
+    module = serve(tiny_bundle).module
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before or "")
+    if before is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    module._see_only(device)
+    assert module.os.environ["CUDA_VISIBLE_DEVICES"] == after
+
+
+def test_answers_equal_the_sessions_own_at_every_batch(serve, tiny_bundle):
+    server = serve(tiny_bundle)
     with load(tiny_bundle) as session:
-        asked = []
-        for batch, seed in ((1, 0), (3, 2**64 - 1)):
-            fields = {
-                item.name: np.zeros(
-                    [size if isinstance(size, int) else batch for size in item.shape], item.dtype
-                )
-                for item in session.signature.inputs
-            }
-            asked.append((fields, seed))
-        requests = [
-            fake_triton.Request(seed=np.array([seed], np.uint64), **fields)
-            for fields, seed in asked
-        ]
-        (first, *_) = asked[0][0]
-        wrong = {first: np.zeros((1, 99), np.float32)}
-        bad = fake_triton.Request(seed=np.array([1], np.uint64), **wrong)
-        responses = model.execute([*requests, bad])
-        for response, (fields, seed) in zip(responses, asked, strict=False):
-            assert response.error is None
-            for name, array in session(seed=seed, **fields).items():
-                np.testing.assert_array_equal(response.tensors[name], array)
-    assert responses[-1].error is not None and "input: " in responses[-1].error.message()
-    model.finalize()
+        for labels, seed in (([3], 0), ([1, 2, 3], 2**64 - 1)):
+            expected = session(seed=seed, labels=labels)["image"]
+            found = server.answer(labels=np.array(labels), seed=np.array([seed], np.uint64))
+            np.testing.assert_array_equal(found["image"], expected)
+        noise = np.random.default_rng(0).normal(size=(2, 1, 8, 8)).astype(np.float32)
+        expected = session(labels=[1, 2], latent=noise)["image"]
+    found = server.answer(labels=np.array([1, 2]), latent=noise)
+    np.testing.assert_array_equal(found["image"], expected)
 
 
-def test_text_is_answered_and_streamed(language, tmp_path, monkeypatch):
-    whole = write_model_repository(language, tmp_path / "whole")
-    model = started(whole, "colours", monkeypatch)
-    prompt = np.array([b"what colour"], np.object_)
-    (response,) = model.execute([fake_triton.Request(prompt=prompt, seed=np.array([0], np.uint64))])
+def test_scalars_and_sizes_reach_the_session_as_numbers(serve, toy_program, tmp_path):
+    signature = toy_program.signature
+    shift = signature.inputs[0]
+    assert shift.shape == ("batch",)
+    # With a default, `shift` no longer shows the batch, so a request may name it.
+    default = Input(name="shift", dtype=shift.dtype, shape=shift.shape, default=0.25)
+    program = replace(toy_program, signature=signature.model_copy(update={"inputs": (default,)}))
+    bundle = export_bundle(program, tmp_path / "b")
+    server = serve(bundle)
+    assert ("batch", "TYPE_INT64", [1], True) in declared(server.message, "input")
+    found = server.answer(batch=np.array([3]), seed=np.array([1], np.uint64))["latent"]
+    with load(bundle) as session:
+        np.testing.assert_array_equal(found, session(batch=3, seed=1)["latent"])
+
+
+def test_several_requests_run_at_once_and_keep_apart(serve, tiny_bundle, monkeypatch):
+    server = serve(tiny_bundle, concurrency=3, threads=1)
+    together = threading.Barrier(3, timeout=30)
+    session = server.model._session
+    plain = type(session).__call__
+
+    def meeting(self, **request):
+        together.wait()
+        return plain(self, **request)
+
+    monkeypatch.setattr(type(session), "__call__", meeting)
+    requests = [
+        {"labels": np.array([label]), "seed": np.array([label], np.uint64)} for label in range(6)
+    ]
+    senders = server.send(*requests)
+    assert all(sender.done.wait(60) for sender in senders)
+    monkeypatch.undo()
+    for label, sender in enumerate(senders):
+        found = fake.tensors(sender.responses[0])["image"]
+        np.testing.assert_array_equal(found, session(seed=label, labels=[label])["image"])
+
+
+def test_prompts_are_answered_one_or_several(serve, language):
+    server = serve(language)
+    one = server.answer(prompt=np.array([b"what colour"], np.object_))
+    assert texts(one["text"]) == ["it is red"]
+    several = server.answer(prompt=np.array([b"what", b"what colour"], np.object_))
+    assert texts(several["text"]) == ["no", "it is red"]
     with load(language) as session:
-        expected = session(prompt="what colour", seed=0)
-    assert response.error is None, response.error
-    assert response.tensors["text"][0].decode() == expected["text"]
-    streamed = write_model_repository(language, tmp_path / "streamed", decoupled=True)
-    config, _ = parsed(streamed / "colours" / "config.pbtxt")
-    assert config.model_transaction_policy.decoupled
-    model = started(streamed, "colours", monkeypatch)
-    request = fake_triton.Request(prompt=prompt, seed=np.array([0], np.uint64))
-    wrong = fake_triton.Request(nothing=np.zeros(1), seed=np.array([0], np.uint64))
-    assert model.execute([request, wrong]) is None
-    pieces = [item.tensors["text"][0].decode() for item in request.sender.responses]
-    assert request.sender.final and "".join(pieces) == expected["text"] and len(pieces) > 1
-    assert wrong.sender.final and wrong.sender.responses[-1].error is not None
+        expected = session(prompt=["what", "what colour"])["tokens"]
+        fields = session._prompter.asked({"prompt": "what colour"}).fields
+    np.testing.assert_array_equal(several["tokens"], expected)
+    plain = server.answer(**fields)
+    assert set(plain) == {"tokens"}
+    np.testing.assert_array_equal(plain["tokens"], one["tokens"])
 
 
-def test_what_is_wrong_is_refused_before_anything_is_written(tiny_bundle, tmp_path):
-    out = tmp_path / "models"
-    with pytest.raises(RecipeError, match=r"name: found '\.\./x', expected letters"):
-        write_model_repository(tiny_bundle, out, name="../x")
-    with pytest.raises(RecipeError, match="instances: found 0"):
-        write_model_repository(tiny_bundle, out, instances=0)
-    with pytest.raises(RecipeError, match="decoupled: found no result growing"):
-        write_model_repository(tiny_bundle, out, decoupled=True)
-    with pytest.raises(BundleError, match="found nothing, expected a bundle folder"):
-        write_model_repository(tmp_path / "none", out)
-    assert not list(tmp_path.iterdir())
-    write_model_repository(tiny_bundle, out)
-    with pytest.raises(ResourceError, match="exists; choose another path"):
+def test_pictures_go_with_their_prompts(serve, seeing):
+    server = serve(seeing)
+    dark, bright = np.zeros((4, 6, 3), np.uint8), np.full((4, 6, 3), 255, np.uint8)
+    prompts = np.array([b"what colour"] * 2, np.object_)
+    assert texts(server.answer(prompt=prompts, image=np.stack([dark, bright]))["text"]) == [
+        "it is red",
+        "it is blue",
+    ]
+    assert texts(server.answer(prompt=prompts, image=bright[None])["text"]) == ["it is blue"] * 2
+
+
+def test_a_decoupled_model_streams_text_and_tokens(serve, language):
+    server = serve(language, stream=True)
+    assert server.message.model_transaction_policy.decoupled
+    assert declared(server.message, "output") == [
+        ("tokens", "TYPE_INT64", [-1], False),
+        ("text", "TYPE_STRING", [-1], False),
+    ]
+    with load(language) as session:
+        pieces = list(session.stream(prompt="what colour"))
+        fields = session._prompter.asked({"prompt": "what colour"}).fields
+        parts = list(session.stream(**fields))
+    found = server.ask(prompt=np.array([b"what colour"], np.object_))
+    assert [texts(fake.tensors(item)["text"]) for item in found] == [[piece] for piece in pieces]
+    assert len(pieces) > 1
+    found = server.ask(**fields)
+    assert len(found) == len(parts) > 1
+    for response, part in zip(found, parts, strict=True):
+        np.testing.assert_array_equal(fake.tensors(response)["tokens"], part)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_bad_requests_are_errors_with_our_message_and_the_server_goes_on(serve, language, stream):
+    server = serve(language, stream=stream)
+    for prompts, message in (
+        ([b" "], "prompt: found ' ', expected some text"),
+        ([b"\xff"], "prompt: found bytes that are not UTF-8 at 0"),
+        ([b"what " * 30], "tokens with the template, expected at most 10"),
+        ([], "prompt: found an empty list"),
+    ):
+        (response,) = server.ask(prompt=np.array(prompts, np.object_))
+        assert message in response.error().message()
+        assert response.error().code() == fake.Code.INVALID_ARG
+    (response,) = server.ask()
+    assert "'input_ids' is missing" in response.error().message()
+    (*_, last) = server.ask(prompt=np.array([b"what"], np.object_))
+    assert texts(fake.tensors(last)["text"]) == ["no"]
+    assert server.logged == []
+
+
+def test_errors_of_other_kinds_have_other_codes(serve, tiny_bundle, monkeypatch):
+    server = serve(tiny_bundle)
+    (response,) = server.ask(labels=np.array([99]), seed=np.array([0], np.uint64))
+    assert "labels: found values in [99, 99]" in response.error().message()
+    (response,) = server.ask(labels=np.array([1]))
+    assert "found neither `seed` nor 'latent'" in response.error().message()
+    server.model._session.close()
+    request = {"labels": np.array([1]), "seed": np.array([0], np.uint64)}
+    (response,) = server.ask(**request)
+    assert response.error().code() == fake.Code.UNAVAILABLE
+
+    def broken(self, **request):
+        raise ZeroDivisionError("by us")
+
+    monkeypatch.setattr(type(server.model._session), "__call__", broken)
+    (response,) = server.ask(**request)
+    assert response.error().code() == fake.Code.INTERNAL
+    assert "ZeroDivisionError: by us" in response.error().message()
+    assert "in broken" in server.logged[0]
+
+
+def test_a_cancelled_request_stops_at_its_next_step(serve, tiny_bundle, monkeypatch):
+    server = serve(tiny_bundle, concurrency=1)
+    steps = []
+    cancelled = fake.Sender.is_cancelled
+
+    def at_the_second_step(self):
+        steps.append(None)
+        return len(steps) == 2 or cancelled(self)
+
+    monkeypatch.setattr(fake.Sender, "is_cancelled", at_the_second_step)
+    (response,) = server.ask(labels=np.array([1]), seed=np.array([0], np.uint64))
+    assert response.error().code() == fake.Code.CANCELLED and len(steps) == 2
+
+
+def test_the_request_in_the_readme_works(config_class, tiny_bundle, language, tmp_path):
+    for bundle in (tiny_bundle, language):
+        folder = tmp_path / bundle.name
+        write_model_repository(bundle, folder, name="m")
+        readme = (folder / "README.md").read_text()
+        assert "$" not in readme.replace("$PWD", "")
+        request = json.loads(re.search(r"curl -d '(.*)' localhost", readme)[1])
+        server = fake.Server(folder, "m", config_class)
+        types = {"INT64": np.int64, "UINT64": np.uint64, "BYTES": np.object_}
+        inputs = {
+            item["name"]: np.array(
+                [v.encode() if isinstance(v, str) else v for v in item["data"]],
+                types[item["datatype"]],
+            ).reshape(item["shape"])
+            for item in request["inputs"]
+        }
+        assert server.answer(**inputs)
+        server.close()
+    write_model_repository(language, tmp_path / "stream", name="m", stream=True)
+    assert "m/generate_stream" in (tmp_path / "stream" / "README.md").read_text()
+
+
+def test_the_bundle_is_copied_whole_and_verified(bundle, tmp_path):
+    (bundle / "notes.txt").write_text("not of the bundle")
+    with pytest.warns(UserWarning, match=r"notes\.txt"):
+        out = write_model_repository(bundle, tmp_path / "models", name="m")
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    copied = {name for name in names if name.startswith("m/1/bundle/")}
+    expected = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*.*")}
+    assert copied == {f"m/1/bundle/{name}" for name in expected - {"notes.txt"}}
+    assert names - copied == {"README.md", "m/config.pbtxt", "m/1/model.py"}
+    for name in copied:
+        assert (out / name).read_bytes() == (bundle / name.removeprefix("m/1/bundle/")).read_bytes()
+    weights = bundle / "graphs" / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.warns(UserWarning), pytest.raises(IntegrityError, match="sha256"):
+        write_model_repository(bundle, tmp_path / "other", name="m")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "models"]
+
+
+def test_an_existing_folder_is_kept_unless_told(tiny_bundle, tmp_path):
+    out = write_model_repository(tiny_bundle, tmp_path / "models")
+    assert (out / "tiny" / "config.pbtxt").is_file()
+    with pytest.raises(ResourceError, match="exists"):
         write_model_repository(tiny_bundle, out)
-    assert write_model_repository(tiny_bundle, out, overwrite=True, kind="gpu") == out
-    config = (out / "tiny" / "config.pbtxt").read_text()
-    assert "KIND_GPU" in config and "CUDAExecutionProvider" in config
-    assert (out / "README.md").is_file()
+    write_model_repository(tiny_bundle, out, name="other", overwrite=True)
+    assert not (out / "tiny").exists() and (out / "other").is_dir()
 
 
-def test_layouts_and_their_options_are_checked():
-    with pytest.raises(RecipeError, match="layout: found 'kserve', expected one of bundle"):
-        check_layout("kserve", None)
-    with pytest.raises(RecipeError, match="found none with --layout browser"):
-        check_layout("browser", None)
-    with pytest.raises(RecipeError, match="found one with --layout triton-server"):
-        check_layout("triton-server", Path("dist"))
+@pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "a b", "ä", "x" * 201, 'a"'])
+def test_names_that_triton_cannot_serve_are_refused(tiny_bundle, tmp_path, name):
+    with pytest.raises(RecipeError, match="name: found"):
+        write_model_repository(tiny_bundle, tmp_path / "models", name=name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stream": True}, "found no result growing"),
+        ({"concurrency": 0}, "concurrency: found 0"),
+        ({"instances": True}, "instances: found True"),
+        ({"threads": 5000}, "threads: found 5000"),
+        ({"device": "tpu"}, "device: found 'tpu'"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(tiny_bundle, tmp_path, options, message):
+    with pytest.raises(RecipeError, match=message):
+        write_model_repository(tiny_bundle, tmp_path / "models", name="m", **options)
+
+
+def test_a_field_named_like_one_of_the_servers_is_refused():
+    with pytest.raises(RecipeError, match="'seed': found two of this name"):
+        _unique([Tensor("seed", "TYPE_INT64", (1,))] * 2, "request field")

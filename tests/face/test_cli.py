@@ -304,10 +304,10 @@ class TestBundles:
 
         models = str(tmp_path / "models")
         code, out, _ = run(capsys, "export", plain, "--layout", "triton-server", "--out", models)
-        assert code == 0 and "triton-server written to" in out.replace("\n", " ")
+        assert code == 0 and "triton-server layout written to" in out.replace("\n", " ")
         assert (tmp_path / "models" / "plain" / "1" / "model.py").is_file()
         code, _, error = run(capsys, "export", plain, "--out", str(tmp_path / "other"))
-        assert code == 2 and "found a bundle, expected --layout" in error
+        assert code == 2 and "found a bundle, expected a model to make one from" in error
 
         looped = str(tmp_path / "looped")
         form = ("--loop", "unrolled", "--unroll", "5", "--out", looped)
