@@ -37,23 +37,24 @@ FAMILY_STEPS = 4
 
 
 def programs() -> dict[str, Any]:
-    """Name → what makes the program."""
+    """Name → what makes the program and its example inputs."""
 
-    def zoo(name: str) -> Program:
+    def zoo(name: str) -> tuple[Program, Any]:
         model = load_model(f"zoo:{name}")
-        return capture_model(model.model, model.example_inputs, loop=model.loop)
+        program = capture_model(model.model, model.example_inputs, loop=model.loop)
+        return program, model.example_inputs
 
-    def family(name: str) -> Program:
+    def family(name: str) -> tuple[Program, Any]:
         made = example(name)
-        return capture(made.module, made.inputs, loop=made.loop(FAMILY_STEPS))
+        return capture(made.module, made.inputs, loop=made.loop(FAMILY_STEPS)), None
 
     found: dict[str, Any] = {f"zoo:{name}": lambda name=name: zoo(name) for name in LOADERS}
     return found | {name: lambda name=name: family(name) for name in FAMILIES}
 
 
-def measure(program: Program) -> dict[str, dict[str, Any]]:
+def measure(program: Program, examples: Any) -> dict[str, dict[str, Any]]:
     """Target → built, ran, error, bytes and seconds."""
-    (request,) = requests(program)[:1]
+    (request,) = requests(program, None, examples)[:1]
     asked = as_arrays(request)
     expected = _arrays(program(**asked))
     return {target: _one(program, target, asked, expected) for target in TARGETS}
@@ -169,7 +170,7 @@ def main() -> None:
     for name, make in programs().items():
         if name in rows or (given.only and name not in given.only):
             continue
-        rows[name] = measure(make())
+        rows[name] = measure(*make())
         shown = {t: (r.get("error", r.get("why")), r.get("seconds")) for t, r in rows[name].items()}
         print(name, shown, flush=True)
         given.out.write_text(json.dumps(rows, indent=1))

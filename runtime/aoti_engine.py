@@ -144,10 +144,17 @@ class AotiEngine:
             raise _failed(graph, error) from error
         pointers = {tensor.data_ptr() for tensor in given}
         named = dict(zip(entry.outputs, results, strict=True))
-        return {
-            name: named[name].clone() if named[name].data_ptr() in pointers else named[name]
-            for name in outputs
-        }
+        return {name: _handle(named[name], pointers) for name in outputs}
+
+
+def _handle(result: torch.Tensor, given: set[int]) -> torch.Tensor:
+    """A result as the next call takes it.
+
+    Compiled code trusts that its inputs are contiguous and does not look; nor may a handle share
+    the memory of an input.
+    """
+    result = result.contiguous()
+    return result.clone() if result.data_ptr() in given else result
 
 
 def _tensor(stored: StoredTensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """`optimize run` and `optimize export`: a model becomes a bundle, with or without passes."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from optimize.commands.progress import StageBar
 from optimize.commands.targets import check_out, session_measure
 from optimize.ir.errors import RecipeError
 from optimize.ir.exporting import LoopForm, check_form, check_target_names
+from optimize.ir.report import Report
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=HELP, show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
@@ -159,21 +161,45 @@ def check_exportable(processes: int) -> None:
 
 
 def export(
-    model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle to write.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help=f"{HELP} Or a bundle, with --layout.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     target: Targets = None,
     precision: Precisions = None,
     static: Static = None,
     capability: Capabilities = None,
+    layout: Annotated[
+        str, typer.Option(help="bundle, triton-server (a model repository) or browser (a site).")
+    ] = "bundle",
+    ort_web: Annotated[
+        Path | None, typer.Option("--ort-web", help="Folder dist of onnxruntime-web, for browser.")
+    ] = None,
     loop: Form = "step",
     unroll: Unroll = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write a model as a bundle as it is, without any pass."""
+    """Write a model as a bundle as it is, without any pass; or a bundle in another layout."""
     check_form(loop, unroll)
     options = export_options(target, precision, static, capability)
+    from optimize.export.layouts import check_layout, write_layout
+
+    check_layout(layout, ort_web)
+    given = (Path(model) / "manifest.json").is_file()
+    if given and (target or precision or static or capability or unroll or layout == "bundle"):
+        raise RecipeError(
+            f"{model}: found a bundle, expected --layout triton-server or browser and no option "
+            "that changes the bundle; export the model again for those"
+        )
     check_out(out, overwrite, model)
+    if given:
+        write_layout(layout, Path(model), out, overwrite=overwrite, ort_web=ort_web)
+        _show(Report(()), out, as_json, layout)
+        return
     loaded = load_model(model)
     with StageBar(quiet=as_json) as bar:
         bar.wait("capture")
@@ -181,11 +207,17 @@ def export(
 
         program = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
         bar.wait("export")
-        program.export(out, **options, loop=loop, unroll=unroll, overwrite=overwrite)
-    _show(program.report, out, as_json)
+        if layout == "bundle":
+            program.export(out, **options, loop=loop, unroll=unroll, overwrite=overwrite)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                bundle = Path(folder) / (out.resolve().name or "model")
+                program.export(bundle, **options, loop=loop, unroll=unroll)
+                write_layout(layout, bundle, out, overwrite=overwrite, ort_web=ort_web)
+    _show(program.report, out, as_json, layout)
 
 
-def _show(report: Any, out: Path | None, as_json: bool) -> None:
+def _show(report: Any, out: Path | None, as_json: bool, what: str = "bundle") -> None:
     if as_json:
         data = report.to_dict()
         data["bundle"] = None if out is None else str(out)
@@ -197,4 +229,4 @@ def _show(report: Any, out: Path | None, as_json: bool) -> None:
     if report.passes:
         print_report(report, output)
     if out is not None:
-        output.print(Text(f"bundle written to {out}"))
+        output.print(Text(f"{what} written to {out}"))

@@ -115,6 +115,10 @@ def _module(
             continue
         nodes[node] = made.node_copy(node, lambda old: nodes[old])
         nodes[node].meta = dict(node.meta)
+        if node.op == "placeholder" and not node.meta["val"].is_contiguous():
+            # The code reads its inputs by these strides, and callers give contiguous ones.
+            with node.meta["val"].fake_mode:
+                nodes[node].meta["val"] = node.meta["val"].contiguous()
         form = forms.get(getattr(node.target, "name", str)().partition(".")[0])
         if node.op == "call_function" and form is not None:
             nodes[node].target = form

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from optimize.capture.from_denoiser import capture
 from optimize.export.engines import sizes_of
 from optimize.export.to_aoti import build_package
+from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import QualityError, RecipeError
 from optimize.runtime import load, machine
 from optimize.runtime.errors import CorruptBundle, RuntimeInputError, UnsafeBundle
@@ -78,6 +80,28 @@ def test_compiled_packages_share_the_weights_file(tiny_program, tmp_path, reques
         for result in found:
             for name, array in alone.items():
                 np.testing.assert_array_equal(result[name], array)
+
+
+def test_results_of_any_layout_are_read_right_by_the_next_call(tmp_path):
+    """Compiled code does not check strides: Lumina's transposed prediction went wrong by half."""
+
+    class Transposing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(6, 6)
+
+        def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            mixed = self.inner(hidden_states.transpose(1, 2)).transpose(1, 2)
+            return mixed + timestep[:, None, None]
+
+    torch.manual_seed(0)
+    inputs = {"hidden_states": torch.randn(2, 6, 4), "timestep": torch.tensor([1.0, 1.0])}
+    program = capture(Transposing().eval(), inputs, loop=DenoiseLoop(steps=3))
+    bundle = program.export(tmp_path / "bundle", target="aoti")
+    with load(bundle, target="aoti", trust="native") as session:
+        found = session(latent=np.float32(inputs["hidden_states"].numpy()))["latent"]
+    expected = program(latent=inputs["hidden_states"])["latent"].numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_target_in_another_precision_has_its_own_weights(both, request_of):

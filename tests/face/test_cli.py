@@ -302,6 +302,13 @@ class TestBundles:
         check = json.loads(out)["checks"]["stored results"]
         assert code == 0 and check["limit"] > 1e-4 and check["error"] > 1e-6
 
+        models = str(tmp_path / "models")
+        code, out, _ = run(capsys, "export", plain, "--layout", "triton-server", "--out", models)
+        assert code == 0 and "triton-server written to" in out.replace("\n", " ")
+        assert (tmp_path / "models" / "plain" / "1" / "model.py").is_file()
+        code, _, error = run(capsys, "export", plain, "--out", str(tmp_path / "other"))
+        assert code == 2 and "found a bundle, expected --layout" in error
+
         looped = str(tmp_path / "looped")
         form = ("--loop", "unrolled", "--unroll", "5", "--out", looped)
         assert run(capsys, "export", f"{model}:tiny", *form)[0] == 0
