@@ -52,6 +52,8 @@ def build(out: Path) -> list[Path]:
         written.append(Path(shutil.copy(ROOT / name, out / name)))
     for page in sorted((ROOT / "docs").glob("*.md")):
         written.append(Path(shutil.copy(page, out / "docs" / page.name)))
+    pictures = ROOT / "docs" / "pictures"
+    shutil.copytree(pictures, out / "docs" / "pictures", dirs_exist_ok=True)
     for item in PASSES:
         path = out / "passes" / f"{item.name}.md"
         path.write_text(pass_page(item), "utf-8")
