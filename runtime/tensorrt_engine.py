@@ -226,8 +226,7 @@ class TensorRtEngine:
     def _buffer(
         self, offered: DeviceArray | None, shape: tuple[int, ...], engine: Any, tensor: str
     ) -> DeviceArray:
-        dtype = self._graphs.tensorrt.DataType(engine.get_tensor_dtype(tensor)).name
-        named = _DTYPES[dtype]
+        named = _DTYPES[engine.get_tensor_dtype(tensor).name]
         if offered is not None and (offered.shape, offered.dtype) == (shape, named):
             return offered
         return DeviceArray(self._cuda, shape, named)
