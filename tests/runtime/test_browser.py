@@ -280,14 +280,26 @@ def call_of(manifest):
             "the loop names unknown graph stop",
         ),
         (
+            edit(lambda m: call_of(m).update(outputs=None)),
+            "bundle.corrupt",
+            "expected a manifest; export the bundle again",
+        ),
+        (
+            edit(lambda m: m["loop"]["slots"][0].update(shape=["crowd"])),
+            "bundle.corrupt",
+            "latent: found dimension crowd, expected a size or one of batch",
+        ),
+        (
             edit(lambda m: m["files"].update({"../x": {"size": 1, "sha256": "0" * 64}})),
             "bundle.unsafe",
             "found path '../x'",
         ),
     ],
-    ids="graph weights tables cut missing none json major feature dtype source graph-name path"
-    .split(),
-)  # fmt: skip
+    ids=(
+        "graph weights tables cut missing none json major feature dtype source graph-name outputs "
+        "shape path"
+    ).split(),
+)
 def test_a_damaged_bundle_is_refused(answers, bundle, damage, code, message):
     damage(bundle)
     answer = answers(bundle, {"labels": 1}, seed="0")
