@@ -221,10 +221,11 @@ def flip(name):
 
 
 def replace(name, content):
-    """Writes other content, or removes the file for None."""
-    return lambda bundle: (
-        (bundle / name).unlink() if content is None else (bundle / name).write_bytes(content)
-    )
+    return lambda bundle: (bundle / name).write_bytes(content)
+
+
+def remove(name):
+    return lambda bundle: (bundle / name).unlink()
 
 
 def edit(change):
@@ -243,11 +244,11 @@ def call_of(manifest):
         (flip("tables.safetensors"), "bundle.integrity", "tables.safetensors: found sha256"),
         (replace("graphs/step.onnx", b""), "bundle.integrity", "step.onnx: found 0 bytes"),
         (
-            replace("tables.safetensors", None),
+            remove("tables.safetensors"),
             "bundle.integrity",
             "safetensors: the file is missing",
         ),
-        (replace("manifest.json", None), "bundle", "found no manifest.json"),
+        (remove("manifest.json"), "bundle", "found no manifest.json"),
         (replace("manifest.json", b"{"), "bundle.corrupt", "expected strict JSON"),
         (
             edit(lambda m: m.update(format_version="2.0")),
@@ -290,10 +291,8 @@ def call_of(manifest):
             "found path '../x'",
         ),
     ],
-    ids=(
-        "graph weights tables cut missing none json major feature dtype source graph-name outputs "
-        "shape path"
-    ).split(),
+    ids="graph weights tables cut missing none json major feature dtype source name outputs "
+    "shape path".split(),
 )
 def test_a_damaged_bundle_is_refused(answers, bundle, damage, code, message):
     damage(bundle)
