@@ -33,7 +33,6 @@ from optimize.runtime.image import to_uint8
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE / "browser"
-IMAGE_TOLERANCE = 1e-3
 SHAPE = [1, 1, 8, 8]
 
 
@@ -82,6 +81,13 @@ def chromium():
             yield opened
     except Missing as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def page(chromium):
+    opened = chromium.new_page()
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
@@ -199,16 +205,8 @@ def refusals(node, ort, tiny_bundle):
 def test_a_request_that_does_not_fit_is_refused(refusals, name):
     assert refusals[name]["code"] == "input"
     assert REFUSED[name][2] in refusals[name]["message"]
-
-
-def test_a_session_stays_usable_after_requests_that_it_refused(refusals):
+    # The session stays usable.
     assert refusals["good"]["results"]["image"]["shape"] == SHAPE
-
-
-def rewrite_manifest(bundle, change):
-    package = json.loads((bundle / "manifest.json").read_text())
-    change(package["additional_metadata"]["optimize"])
-    (bundle / "manifest.json").write_text(json.dumps(package))
 
 
 def flip(name):
@@ -229,7 +227,14 @@ def remove(name):
 
 
 def edit(change):
-    return lambda bundle: rewrite_manifest(bundle, change)
+    """Changes the manifest as a consistent writer would."""
+
+    def damage(bundle):
+        package = json.loads((bundle / "manifest.json").read_text())
+        change(package["additional_metadata"]["optimize"])
+        (bundle / "manifest.json").write_text(json.dumps(package))
+
+    return damage
 
 
 def call_of(manifest):
@@ -316,12 +321,12 @@ def test_chromium_makes_the_images_of_the_python_session(chromium, ort, digits_b
     figures = browser_figures(
         digits_bundle, {"class_labels": [7, 3]}, 5, repeats=1, within=chromium
     )
-    assert figures["error"] <= IMAGE_TOLERANCE
+    assert figures["error"] <= 1e-3
     assert figures["seconds_per_image"] > 0
 
 
 @pytest.mark.slow
-def test_chromium_decodes_the_tokens_of_the_python_session(chromium, ort, tmp_path):
+def test_chromium_decodes_the_tokens_of_the_python_session(page, ort, tmp_path):
     """A trained transformer, its key-value cache moved from call to call."""
     model = load_model("zoo:arithmetic")
     request = {name: item.tolist() for name, item in model.example_inputs.items()}
@@ -331,10 +336,8 @@ def test_chromium_decodes_the_tokens_of_the_python_session(chromium, ort, tmp_pa
         expected = session(**request)
     site = write_site(tmp_path / "bundle", tmp_path / "site", runtime=ort)
     with served(site) as address:
-        page = chromium.new_page()
         page.goto(address)
         results, _ = run_in_page(page, request, 0)
-        page.close()
     assert expected["tokens"].shape[1] > 8
     np.testing.assert_array_equal(results["tokens"], expected["tokens"])
     np.testing.assert_allclose(results["logits"], expected["logits"], atol=1e-4)
@@ -346,10 +349,9 @@ PIXELS = """() => Array.from(document.querySelectorAll("canvas"), (canvas) =>
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isolated", [False, True], ids=["one-thread", "isolated"])
-def test_the_page_draws_what_was_asked_for(chromium, ort, digits_bundle, tmp_path, isolated):
+def test_the_page_draws_what_was_asked_for(page, ort, digits_bundle, tmp_path, isolated):
     site = write_site(digits_bundle, tmp_path / "site", runtime=ort)
     with served(site, isolated=isolated) as address, load(digits_bundle, threads=1) as session:
-        page = chromium.new_page()
         failures = []
         page.on("pageerror", lambda error: failures.append(error))
         page.on("console", lambda text: failures.append(text) if text.type == "error" else None)
@@ -371,26 +373,22 @@ def test_the_page_draws_what_was_asked_for(chromium, ort, digits_bundle, tmp_pat
         page.fill("[name=class_labels]", "three")
         page.click("#run")
         assert "found 'three', expected a whole number" in page.inner_text("#failure")
-        page.close()
         assert not failures
 
 
-def test_the_page_says_that_a_file_is_damaged(chromium, ort, tiny_bundle, tmp_path):
+def test_the_page_says_that_a_file_is_damaged(page, ort, tiny_bundle, tmp_path):
     site = write_site(tiny_bundle, tmp_path / "site", runtime=ort)
     flip("graphs/weights.safetensors")(site / "bundle")
     with served(site) as address:
-        page = chromium.new_page()
         page.goto(address)
         page.locator("#failure").wait_for()
         assert "graphs/weights.safetensors: found sha256" in page.inner_text("#failure")
         assert not page.is_visible("#request")
-        page.close()
 
 
-def test_a_run_can_be_stopped_and_the_page_stays_usable(chromium, ort, tiny_bundle, tmp_path):
+def test_a_run_can_be_stopped_and_the_page_stays_usable(page, ort, tiny_bundle, tmp_path):
     site = write_site(tiny_bundle, tmp_path / "site", runtime=ort)
     with served(site) as address:
-        page = chromium.new_page()
         page.goto(address)
         page.locator("#request").wait_for()
         # Both messages are sent before the worker reads either.
@@ -400,4 +398,3 @@ def test_a_run_can_be_stopped_and_the_page_stays_usable(chromium, ort, tiny_bund
         page.locator("#status", has_text="Stopped").wait_for()
         page.click("#run")
         page.locator("canvas").wait_for()
-        page.close()
