@@ -32,7 +32,6 @@ from optimize.runtime import load, philox
 from optimize.runtime.image import to_uint8
 
 HERE = Path(__file__).parent
-SCRIPTS = HERE / "browser"
 SHAPE = [1, 1, 8, 8]
 
 
@@ -54,7 +53,7 @@ def node():
         pytest.skip("node is not on PATH")
 
     def run(script, *arguments, given):
-        command = [program, str(SCRIPTS / script), str(MODULES), *map(str, arguments)]
+        command = [program, str(HERE / "browser" / script), str(MODULES), *map(str, arguments)]
         done = subprocess.run(
             command, input=json.dumps(given), capture_output=True, text=True, timeout=120
         )
