@@ -7,6 +7,7 @@ package playwright. The parts are used by tests/runtime/test_browser.py, too.
 """
 
 import argparse
+import fcntl
 import json
 import shutil
 import statistics
@@ -52,17 +53,24 @@ def runtime_folder() -> Path:
         Missing: npm, or its registry.
     """
     package = NPM_FOLDER / "node_modules" / "onnxruntime-web"
-    if not _has_version(package):
-        npm = shutil.which("npm")
-        if npm is None:
-            raise Missing("npm is not on PATH")
-        NPM_FOLDER.mkdir(parents=True, exist_ok=True)
-        wanted = f"onnxruntime-web@{RUNTIME_VERSION}"
-        command = [npm, "install", "--ignore-scripts", "--no-audit", "--prefix", str(NPM_FOLDER)]
-        done = subprocess.run([*command, wanted], capture_output=True, text=True, timeout=300)
-        if done.returncode or not _has_version(package):
-            raise Missing(f"npm cannot install {wanted}: {done.stderr.strip()[-300:]}")
+    NPM_FOLDER.mkdir(parents=True, exist_ok=True)
+    # Several test processes may ask at once; the first installs.
+    with open(NPM_FOLDER / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _has_version(package):
+            _install(package)
     return package / "dist"
+
+
+def _install(package: Path) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise Missing("npm is not on PATH")
+    wanted = f"onnxruntime-web@{RUNTIME_VERSION}"
+    command = [npm, "install", "--ignore-scripts", "--no-audit", "--prefix", str(NPM_FOLDER)]
+    done = subprocess.run([*command, wanted], capture_output=True, text=True, timeout=300)
+    if done.returncode or not _has_version(package):
+        raise Missing(f"npm cannot install {wanted}: {done.stderr.strip()[-300:]}")
 
 
 def _has_version(package: Path) -> bool:

@@ -148,6 +148,19 @@ export function parseManifest(raw) {
     );
   }
   checkVersion(data);
+  try {
+    checkContents(data);
+  } catch (cause) {
+    if (!(cause instanceof TypeError)) throw cause;
+    throw new CorruptBundle(
+      `${MANIFEST_FILE}: found ${cause.message}, expected a manifest; export the bundle again`,
+      { cause },
+    );
+  }
+  return data;
+}
+
+function checkContents(data) {
   const missing = list(data, "required_features").filter((name) => !FEATURES.includes(name));
   if (missing.length > 0) {
     throw new VersionError(
@@ -155,17 +168,17 @@ export function parseManifest(raw) {
         "have; install a newer version",
     );
   }
-  const { files = {}, graphs = {}, loop, signature } = data;
+  const { files, graphs, loop, signature } = data;
   list(signature, "inputs");
   list(signature, "outputs");
   checkFiles(files);
-  for (const name of [TABLES_FILE, WEIGHTS_FILE, ...Object.values(graphs).map((g) => g.file)]) {
+  const needed = [TABLES_FILE, WEIGHTS_FILE, ...Object.values(graphs).map((graph) => graph.file)];
+  for (const name of needed) {
     if (!Object.hasOwn(files, name)) {
       throw new CorruptBundle(`${MANIFEST_FILE}: \`files\` lacks ${name}; export the bundle again`);
     }
   }
   checkLoop(loop, graphs, signature);
-  return data;
 }
 
 function list(data, name) {

@@ -10,11 +10,6 @@ const DTYPES = ["float64", "float32", "float16", "int64", "int32", "bool"];
 export function dimensionSize(dimension, sizes) {
   if (typeof dimension === "number") return dimension;
   const [name, factor] = dimension.split("*").reverse();
-  if (!sizes.has(name)) {
-    throw new CorruptBundle(
-      `loop: found size '${name}', which the signature lacks; export the bundle again`,
-    );
-  }
   return Number(factor ?? 1) * sizes.get(name);
 }
 
@@ -54,6 +49,7 @@ export function checkLoop(loop, graphs, signature) {
   };
   for (const item of [...loop.slots, ...loop.noise, ...signature.inputs]) {
     expectOne(item.dtype, DTYPES, `${item.name}: dtype`);
+    item.shape.forEach((dimension) => checkDimension(dimension, item.name, signature));
   }
   for (const noise of loop.noise) {
     expectOne(noise.distribution ?? "normal", DISTRIBUTIONS, `${noise.name}: distribution`);
@@ -64,6 +60,17 @@ export function checkLoop(loop, graphs, signature) {
   for (const call of loopCalls(loop.body)) checkCall(call, graphs, known);
   for (const repeat of loopRepeats(loop.body)) checkRepeat(repeat, slots);
   for (const slot of Object.values(loop.results)) expectKnown(slot, slots, "slot");
+}
+
+function checkDimension(dimension, name, { dimensions }) {
+  const size = Number.isSafeInteger(dimension) && dimension >= 0;
+  const named = /^(?:[1-9]\d{0,5}\*)?([A-Za-z_][A-Za-z0-9_]*)$/.exec(dimension);
+  if (!size && !(named && Object.hasOwn(dimensions, named[1]))) {
+    throw new CorruptBundle(
+      `${name}: found dimension ${dimension}, expected a size or one of ` +
+        `${Object.keys(dimensions).join(", ")}; export the bundle again`,
+    );
+  }
 }
 
 function checkCall(call, graphs, known) {

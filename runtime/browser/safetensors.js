@@ -1,4 +1,5 @@
-// Reads a safetensors file from verified bytes; as strict as optimize/runtime/tensors.py.
+// Reads a safetensors file from verified bytes; as strict as optimize/runtime/tensors.py, but that
+// JSON.parse does not tell of a name that is there twice.
 
 import { STORAGE, sizeOf } from "./arrays.js";
 import { CorruptBundle, UnsafeBundle } from "./errors.js";
@@ -96,9 +97,18 @@ function checkedEntry(name, entry, file) {
     );
   }
   const offsets = entry?.data_offsets;
-  if (!Object.hasOwn(DTYPES, entry?.dtype)) {
+  if (
+    Object.keys(entry ?? {})
+      .sort()
+      .join() !== "data_offsets,dtype,shape"
+  ) {
     throw new CorruptBundle(
-      `${file}: found dtype ${entry?.dtype} for tensor '${name}', expected one of ` +
+      `${file}: found a malformed entry for tensor '${name}', expected dtype, shape and data_offsets`,
+    );
+  }
+  if (!Object.hasOwn(DTYPES, entry.dtype)) {
+    throw new CorruptBundle(
+      `${file}: found dtype ${entry.dtype} for tensor '${name}', expected one of ` +
         Object.keys(DTYPES).join(", "),
     );
   }
