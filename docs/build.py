@@ -1,11 +1,13 @@
 """Builds the documentation: the pages of `docs/`, and a page per pass from its own docstrings.
 
 python docs/build.py [--out build/docs]
+python docs/build.py --schema                writes docs/manifest.schema.json anew
 """
 
 import argparse
 import dataclasses
 import inspect
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 from optimize.passes.catalog import PASSES
 from optimize.passes.pass_base import Pass
 from optimize.recipes import recipe
+from optimize.runtime.manifest_schema import manifest_schema
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
@@ -43,6 +46,14 @@ def recipes_page() -> str:
     return "\n".join(parts)
 
 
+SCHEMA = ROOT / "docs" / "manifest.schema.json"
+
+
+def schema_text() -> str:
+    """The JSON schema of a bundle's manifest, as it is committed."""
+    return json.dumps(manifest_schema(), indent=1, sort_keys=True) + "\n"
+
+
 def build(out: Path) -> list[Path]:
     """Writes all pages and returns their paths."""
     (out / "passes").mkdir(parents=True, exist_ok=True)
@@ -50,7 +61,7 @@ def build(out: Path) -> list[Path]:
     written = []
     for name in PAGES:
         written.append(Path(shutil.copy(ROOT / name, out / name)))
-    for page in sorted((ROOT / "docs").glob("*.md")):
+    for page in sorted([*(ROOT / "docs").glob("*.md"), SCHEMA]):
         written.append(Path(shutil.copy(page, out / "docs" / page.name)))
     (out / "docs" / "examples").mkdir(exist_ok=True)
     for example in sorted((ROOT / "docs" / "examples").glob("*.py")):
@@ -66,5 +77,11 @@ def build(out: Path) -> list[Path]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "docs")
-    for path in build(parser.parse_args().out):
-        print(path)
+    parser.add_argument("--schema", action="store_true", help="write the manifest's schema only")
+    given = parser.parse_args()
+    if given.schema:
+        SCHEMA.write_text(schema_text(), "utf-8")
+        print(SCHEMA)
+    else:
+        for path in build(given.out):
+            print(path)

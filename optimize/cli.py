@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": "generate:generate",
     "bench": "bench:bench",
     "verify": "verify:verify",
+    "sign": "sign:sign",
     "recipes": "lists:recipes",
     "passes": "lists:passes",
     "solvers": "solvers:solvers",

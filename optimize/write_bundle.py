@@ -17,7 +17,7 @@ from typing import Any, get_args
 from optimize.api import check_budget
 from optimize.export.bundle import export_bundle
 from optimize.export.engines import EngineRequest, precision_of
-from optimize.export.publish import check_target
+from optimize.export.publish import absolute, check_target
 from optimize.export.static_sizes import with_static_sizes
 from optimize.ir.errors import RecipeError
 from optimize.ir.exporting import LoopForm, Precision
@@ -59,7 +59,7 @@ def write_bundle(
     Args:
         page: the HTML report; drawn from `report` when not given.
     """
-    check_target(Path(os.path.abspath(path)), overwrite)
+    check_target(absolute(path), overwrite)
     wanted = _precisions(precision, targets)
     given = None if recipe is None else Recipe.load(recipe)
     program = with_static_sizes(program, static or {})

@@ -39,6 +39,7 @@ FEATURES = frozenset({STEP_RANGES, RAGGED_RESULTS, UNIFORM_NOISE})
 
 FORMAT = "optimize-bundle"
 MANIFEST_FILE = "manifest.json"
+SIGNATURE_FILE = "manifest.sig"
 PACKAGE_VERSION = "1.0"
 PACKAGE_SLOT = "optimize"
 GRAPHS_FOLDER = "graphs"
@@ -261,6 +262,8 @@ def parse_manifest(raw: bytes) -> Manifest:
         )
     for path in manifest.files:
         check_path(path)
+        if path.casefold() in (MANIFEST_FILE, SIGNATURE_FILE):
+            raise UnsafeBundle(f"{MANIFEST_FILE}: found {path!r} among `files`, expected others")
     folded: dict[str, str] = {}
     for path in manifest.files:
         other = folded.setdefault(path.casefold(), path)

@@ -22,6 +22,9 @@ from optimize.runtime.request import numpy_dtype
 from optimize.runtime.tensors import StoredTensor
 
 CPU = "CPUExecutionProvider"
+FOLDING_LIMIT = "optimization.constant_folding_max_output_size_in_bytes"
+_VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
+
 MAX_BINDINGS = 32
 """Bindings kept per graph; a loop alternates between two or three."""
 
@@ -91,7 +94,9 @@ class OnnxGraphs:
             kept = (*weights.kept, *(t.name for t in weights.shared)) if packed else weights.kept
             self.shared[name] = tuple(tensor.name for tensor in shared)
             rewritten = onnx_wire.replace_initializers(view, shared) if shared else model
-            self.sessions[name] = self._session(name, rewritten, kept, packed)
+            session = self._session(name, rewritten, kept, packed, weights.folding_bytes)
+            _check_names(name, session, entries[name], self.shared[name])
+            self.sessions[name] = session
 
     def engine(self) -> "OnnxEngine":
         """An engine for one request."""
@@ -104,8 +109,13 @@ class OnnxGraphs:
             self._weights[name] = make_array(tensor.array, tensor.dtype, self.device)
         return self._weights[name]
 
-    def _session(self, name: str, model: bytes, kept: Sequence[str], prepack: bool) -> Any:
+    def _session(
+        self, name: str, model: bytes, kept: Sequence[str], prepack: bool, folding_bytes: int
+    ) -> Any:
         options = ort.SessionOptions()
+        options.add_session_config_entry(FOLDING_LIMIT, str(folding_bytes))
+        # Before 1.28 there is no such limit, and 100 bytes of graph could ask for gigabytes.
+        disabled = None if _VERSION >= (1, 28) else ["ConstantFolding"]
         options.log_severity_level = 3
         # Threads that wait by spinning would take the cores from the other sessions of a process:
         # with four in turns each ran up to three times slower.
@@ -124,7 +134,13 @@ class OnnxGraphs:
             options.add_external_initializers(list(kept), [array.value for array in given])
         # ONNX Runtime raises many types, UnicodeDecodeError among them, for bytes it cannot read.
         try:
-            session = ort.InferenceSession(model, options, providers=list(self.providers))
+            session = ort.InferenceSession(
+                model,
+                options,
+                providers=list(self.providers),
+                disabled_optimizers=disabled,
+                enable_fallback=False,
+            )
         except MemoryError as error:
             raise ResourceError(f"graph {name}: out of memory while loading") from error
         except Exception as error:
@@ -139,6 +155,29 @@ class OnnxGraphs:
                 f"{', '.join(missing)}, too; its libraries may be missing on this machine"
             )
         return session
+
+
+def _check_names(graph: str, session: Any, entry: GraphEntry, shared: Sequence[str]) -> None:
+    """Refuses a graph that takes or gives other values than the manifest says."""
+    try:
+        taken = [item.name for item in session.get_inputs()]
+        given = [item.name for item in session.get_outputs()]
+    except UnicodeDecodeError as error:
+        raise CorruptBundle(f"graph {graph}: found a name that is not UTF-8") from error
+    inputs, outputs = [*entry.inputs.values(), *shared], [*entry.outputs.values()]
+    for what, expected, found in (
+        ("inputs", inputs, taken),
+        ("outputs", outputs, [name for name in given if name in outputs]),
+    ):
+        if sorted(set(expected)) != sorted(found) or len(expected) != len(found):
+            raise CorruptBundle(
+                f"graph {graph}: found {what} {_shown(found)}, expected {_shown(expected)} as the "
+                "manifest says; export the bundle again"
+            )
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(sorted(names)[:10])[:500] or "none"
 
 
 def usable_providers(providers: Sequence[str] | None) -> tuple[str, ...]:

@@ -1,9 +1,11 @@
 """Looks at an ONNX graph before ONNX Runtime does, and says how its weights are to be given.
 
 ONNX Runtime checks what it loads, but not what it may do: custom domains, vendor blobs, sparse and
-oversized constants pass. Here only what the exporter writes is allowed.
+oversized constants pass. Here only what the exporter writes is allowed. What ONNX Runtime may
+compute from constants while it loads a graph is limited by how much there is to compute.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -11,16 +13,28 @@ import numpy as np
 
 from optimize.runtime import onnx_wire as wire
 from optimize.runtime.errors import CorruptBundle, UnsafeBundle
+from optimize.runtime.onnx_operators import DOMAINS, check_node
 from optimize.runtime.tensors import StoredTensor
 
-DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
-REFUSED_OPS = frozenset({"EPContext", "PyOp", "ExternalStream"})
-SHAPE_OPS: Mapping[str, int] = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Reshape": 1}
+SHAPE_OPS: Mapping[str, int] = {
+    "ConstantOfShape": 0,
+    "Expand": 1,
+    "Pad": 1,
+    "Reshape": 1,
+    "Resize": 3,
+    "Tile": 1,
+}
 """Ops that make tensors as large as a constant says → the input that says it."""
 
 MAX_DEPTH = 4
+MAX_NUMBERS = 64
+"""Numbers of a constant that are looked at; shapes have fewer."""
+
 MAX_INLINE_BYTES = 64 * 2**20
 MAX_MADE_ELEMENTS = 2**30
+
+FOLDING_BYTES = 256 * 2**20
+"""What the constants computed while loading may take, beyond the size of the weights."""
 
 MATMUL_OPS = frozenset({"Gemm", "MatMul", "Gather"})
 SHARED_BYTES = 64 * 2**10
@@ -43,10 +57,17 @@ ONNX_TYPES: Mapping[str, int] = {
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights one graph names: those shared as inputs, and those ONNX Runtime keeps itself."""
+    """What ONNX Runtime is told about one graph.
+
+    Attributes:
+        shared: weights given as inputs.
+        kept: weights it keeps itself.
+        folding_bytes: most that one node may make when it is computed from constants at loading.
+    """
 
     shared: tuple[wire.Tensor, ...]
     kept: tuple[str, ...]
+    folding_bytes: int
 
 
 def check_graph(
@@ -72,22 +93,12 @@ def check_graph(
 
 
 def _check(model: memoryview, stored: Mapping[str, StoredTensor], weights_file: str) -> Weights:
-    graphs = []
-    for item in wire.fields(model):
-        if item.number == wire.MODEL_GRAPH:
-            graphs.append(item.data())
-        elif item.number == wire.MODEL_OPSETS:
-            domain = "".join(part.text() for part in wire.fields(item.data()) if part.number == 1)
-            _check_domain(domain, "an opset import")
-        elif item.number in (wire.MODEL_FUNCTIONS, wire.MODEL_TRAINING):
-            raise UnsafeBundle("found a model function or training section, expected neither")
-    if len(graphs) != 1:
-        raise CorruptBundle(f"found {len(graphs)} graphs, expected one")
+    graph = _only_graph(model)
     readers: dict[str, set[str]] = {}
     constants: dict[str, wire.Tensor] = {}
     external: dict[str, wire.Tensor] = {}
     inline = 0
-    for tensor in _initializers(graphs[0]):
+    for tensor in _initializers(graph):
         if tensor.external is not None:
             _check_external(tensor, stored, weights_file)
             external[tensor.name] = tensor
@@ -96,9 +107,16 @@ def _check(model: memoryview, stored: Mapping[str, StoredTensor], weights_file: 
             constants[tensor.name] = tensor
     if inline > MAX_INLINE_BYTES:
         raise UnsafeBundle(f"found {inline} bytes of inline constants, expected weights outside")
-    for node, depth in _nodes(graphs[0], 0):
+    fixed = {"", *constants, *external}
+    folded = 0
+    for node, depth in _nodes(graph, 0):
         for name in node.inputs:
             readers.setdefault(name, set()).add(node.op_type if depth == 0 else "subgraph")
+        if fixed.issuperset(node.inputs) and not node.subgraphs:
+            fixed.update(node.outputs)
+            folded += 1
+        if node.op_type == "Constant" and node.tensors:
+            constants[node.outputs[0]] = wire.read_tensor(node.tensors[0])
         _check_made_size(node, constants)
     shared = tuple(
         tensor
@@ -106,7 +124,30 @@ def _check(model: memoryview, stored: Mapping[str, StoredTensor], weights_file: 
         if readers.get(name, {""}) <= MATMUL_OPS and stored[name].array.nbytes >= SHARED_BYTES
     )
     moved = {tensor.name for tensor in shared}
-    return Weights(shared, tuple(name for name in external if name not in moved))
+    weights = sum(stored[name].array.nbytes for name in external)
+    return Weights(
+        shared,
+        tuple(name for name in external if name not in moved),
+        (FOLDING_BYTES + weights) // max(1, folded),
+    )
+
+
+def _only_graph(model: memoryview) -> memoryview:
+    graphs = []
+    for item in wire.fields(model):
+        if item.number == wire.MODEL_GRAPH:
+            graphs.append(item.data())
+        elif item.number == wire.MODEL_OPSETS:
+            domain = "".join(part.text() for part in wire.fields(item.data()) if part.number == 1)
+            if domain not in DOMAINS:
+                raise UnsafeBundle(
+                    f"found domain {domain!r} at an opset import, expected the standard operators"
+                )
+        elif item.number in (wire.MODEL_FUNCTIONS, wire.MODEL_TRAINING):
+            raise UnsafeBundle("found a model function or training section, expected neither")
+    if len(graphs) != 1:
+        raise CorruptBundle(f"found {len(graphs)} graphs, expected one")
+    return graphs[0]
 
 
 def _initializers(graph: memoryview) -> Iterator[wire.Tensor]:
@@ -131,10 +172,10 @@ def _nodes(graph: memoryview, depth: int) -> Iterator[tuple[wire.Node, int]]:
                 raise UnsafeBundle("found an initializer in a subgraph, expected none")
             continue
         node = wire.read_node(item.data())
-        _check_domain(node.domain, f"node {node.name!r}")
-        if node.op_type in REFUSED_OPS:
+        check_node(node)
+        if node.sparse:
             raise UnsafeBundle(
-                f"found op {node.op_type} at node {node.name!r}, which is not allowed"
+                f"found a sparse constant at node {node.name!r}, expected a dense one"
             )
         for tensor in node.tensors:
             if wire.read_tensor(tensor).external is not None:
@@ -142,11 +183,6 @@ def _nodes(graph: memoryview, depth: int) -> Iterator[tuple[wire.Node, int]]:
         yield node, depth
         for subgraph in node.subgraphs:
             yield from _nodes(subgraph, depth + 1)
-
-
-def _check_domain(domain: str, where: str) -> None:
-    if domain not in DOMAINS:
-        raise UnsafeBundle(f"found domain {domain!r} at {where}, expected the standard operators")
 
 
 def _check_external(
@@ -173,14 +209,37 @@ def _check_external(
 
 
 def _check_made_size(node: wire.Node, constants: Mapping[str, wire.Tensor]) -> None:
-    position = SHAPE_OPS.get(node.op_type)
-    if position is None or len(node.inputs) <= position:
-        return
-    shape = constants.get(node.inputs[position])
-    if shape is None or shape.data_type != ONNX_TYPES["int64"] or shape.raw_data is None:
-        return
-    raw = bytes(shape.raw_data)
-    sizes = np.frombuffer(raw[: len(raw) // 8 * 8], dtype="<i8")
-    made = int(np.prod([abs(int(size)) for size in sizes], dtype=object)) if sizes.size else 1
+    """Refuses a node whose constant inputs ask for a giant tensor; at loading or at a request."""
+    if node.op_type == "Range":
+        parts = [_numbers(constants, name) for name in node.inputs]
+        if not all(part is not None and len(part) == 1 for part in parts):
+            return
+        (start,), (limit,), (delta,) = (part or (0,) for part in parts)
+        made = abs(limit - start) // max(1, abs(delta))
+    else:
+        position = SHAPE_OPS.get(node.op_type)
+        if position is None or len(node.inputs) <= position:
+            return
+        sizes = _numbers(constants, node.inputs[position])
+        if sizes is None:
+            return
+        if node.op_type == "Pad":
+            half = len(sizes) // 2
+            sizes = tuple(
+                max(1, abs(before) + abs(after))
+                for before, after in zip(sizes[:half], sizes[half:], strict=False)
+            )
+        made = math.prod(map(abs, sizes))
     if made > MAX_MADE_ELEMENTS:
         raise UnsafeBundle(f"found {node.op_type} making {made} elements at node {node.name!r}")
+
+
+def _numbers(constants: Mapping[str, wire.Tensor], name: str) -> tuple[int, ...] | None:
+    """The values of an int64 constant, None where it is none or has many."""
+    tensor = constants.get(name)
+    if tensor is None or tensor.data_type != ONNX_TYPES["int64"]:
+        return None
+    if tensor.raw_data is None:
+        return tensor.numbers[:MAX_NUMBERS]
+    raw = bytes(tensor.raw_data[: 8 * MAX_NUMBERS])
+    return tuple(np.frombuffer(raw[: len(raw) // 8 * 8], dtype="<i8").tolist())

@@ -12,7 +12,7 @@ from optimize.runtime.errors import CorruptBundle
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 MODEL_GRAPH, MODEL_OPSETS, MODEL_FUNCTIONS, MODEL_TRAINING = 7, 8, 25, 20
-GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_SPARSE = 1, 5, 11, 15
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_SPARSE = 1, 5, 11, 12, 15
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,31 @@ class Field:
 
 @dataclass(frozen=True)
 class Node:
-    """What matters of an ONNX node."""
+    """What matters of an ONNX node; `numbers` has its attributes of one or more integers."""
 
     name: str
     op_type: str
     domain: str
     inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    numbers: dict[str, tuple[int, ...]]
     subgraphs: tuple[memoryview, ...]
     tensors: tuple[memoryview, ...]
+    sparse: bool
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """What matters of an ONNX tensor; `external` is its external data entries, or None."""
+    """What matters of an ONNX tensor; `external` is its external data entries, or None.
+
+    `numbers` are those of an int64 tensor that does not keep them in `raw_data`.
+    """
 
     name: str
     data_type: int
     dims: tuple[int, ...]
     raw_data: memoryview | None
+    numbers: tuple[int, ...]
     external: dict[str, str] | None
     raw: memoryview
 
@@ -99,11 +106,16 @@ def read_node(message: memoryview) -> Node:
     """A NodeProto."""
     name = op_type = domain = ""
     inputs: list[str] = []
+    outputs: list[str] = []
+    numbers: dict[str, tuple[int, ...]] = {}
     subgraphs: list[memoryview] = []
     tensors: list[memoryview] = []
+    sparse = False
     for item in fields(message):
         if item.number == 1:
             inputs.append(item.text())
+        elif item.number == 2:
+            outputs.append(item.text())
         elif item.number == 3:
             name = item.text()
         elif item.number == 4:
@@ -111,12 +123,37 @@ def read_node(message: memoryview) -> Node:
         elif item.number == 7:
             domain = item.text()
         elif item.number == 5:
+            key, values = "", []
             for part in fields(item.data()):
-                if part.number in (6, 11):
+                if part.number == 1:
+                    key = part.text()
+                elif part.number in (3, 8):
+                    values += integers(part)
+                elif part.number in (6, 11):
                     subgraphs.append(part.data())
-                elif part.number in (5, 10, 22, 23):
+                elif part.number in (5, 10):
                     tensors.append(part.data())
-    return Node(name, op_type, domain, tuple(inputs), tuple(subgraphs), tuple(tensors))
+                sparse = sparse or part.number in (22, 23)
+            if key in numbers:
+                raise CorruptBundle(f"found attribute {key!r} twice at node {name!r}")
+            numbers[key] = tuple(values)
+    return Node(
+        name,
+        op_type,
+        domain,
+        tuple(inputs),
+        tuple(outputs),
+        numbers,
+        tuple(subgraphs),
+        tuple(tensors),
+        sparse,
+    )
+
+
+def integers(item: Field) -> list[int]:
+    """The numbers of one int64 field, alone or packed."""
+    found = [item.value] if isinstance(item.value, int) else _packed(item.value)
+    return [number - 2**64 if number >= 2**63 else number for number in found]
 
 
 def read_tensor(message: memoryview) -> Tensor:
@@ -124,6 +161,7 @@ def read_tensor(message: memoryview) -> Tensor:
     name, data_type, location = "", 0, 0
     dims: list[int] = []
     raw_data: memoryview | None = None
+    numbers: list[int] = []
     external: dict[str, str] = {}
     for item in fields(message):
         if item.number == 1:
@@ -133,6 +171,8 @@ def read_tensor(message: memoryview) -> Tensor:
                 dims.extend(_packed(item.value))
         elif item.number == 2:
             data_type = item.whole()
+        elif item.number == 7:
+            numbers += integers(item)
         elif item.number == 8:
             name = item.text()
         elif item.number == 9:
@@ -146,7 +186,7 @@ def read_tensor(message: memoryview) -> Tensor:
         elif item.number == 14:
             location = item.whole()
     given = external if location == 1 or external else None
-    return Tensor(name, data_type, tuple(dims), raw_data, given, message)
+    return Tensor(name, data_type, tuple(dims), raw_data, tuple(numbers), given, message)
 
 
 def value_info(name: str, data_type: int, dims: Sequence[int]) -> bytes:

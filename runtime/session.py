@@ -36,6 +36,7 @@ def load(
     threads: int | None = None,
     trust: Literal["native"] | None = None,
     prepack: bool | None = None,
+    public_key: bytes | None = None,
 ) -> "Session":
     """Opens a bundle.
 
@@ -47,11 +48,13 @@ def load(
         providers: ONNX Runtime execution providers, in order; None means the CPU. A provider that
             cannot be used is an error, never replaced.
         threads: threads of one operator; None lets the engine choose.
-        trust: "native" allows native code: engines and compiled packages. A bundle is not signed:
-            its hashes show damage, not who wrote it.
+        trust: "native" allows native code: engines and compiled packages. The hashes of a bundle
+            show damage, not who wrote it.
         prepack: spend a second copy of the weights on faster matrix products; None does so for
             graphs that have few rows, such as those that decode one token, and for bundles whose
             copies are small.
+        public_key: Ed25519, PEM, of whom you trust: a bundle that this key did not sign is refused,
+            and native code of one that it signed may run.
     Raises:
         BundleError: its subclasses say what is wrong with the bundle.
         ResourceError: memory, disk or permission.
@@ -64,6 +67,7 @@ def load(
         path,
         target="onnx" if providers is not None else target,
         trusted=trust == "native",
+        public_key=public_key,
     )
     return Session(bundle, _graphs(bundle, providers, threads, prepack))
 
@@ -99,6 +103,7 @@ class Session:
         target: what runs the graphs, such as "onnx".
         reason: why that target was chosen.
         providers: the execution providers in use.
+        provenance: "unsigned", "signed, not checked" or "signed by KEY".
     """
 
     def __init__(self, bundle: Bundle, graphs: Graphs) -> None:
@@ -106,6 +111,7 @@ class Session:
         self.signature: Signature = bundle.manifest.signature
         self.target = bundle.choice.target
         self.reason = bundle.choice.reason
+        self.provenance = bundle.provenance
         self.providers = graphs.providers
         self._tables = bundle.tables
         self._rows: TableRows = {}

@@ -193,13 +193,17 @@ def _table(sites: list[dict[str, Any]], total: float) -> Table:
 def _inspect_bundle(path: str, as_json: bool) -> None:
     from optimize.runtime.bundle import open_bundle
 
-    manifest = open_bundle(path).manifest
-    data = {"signed": False, **manifest.model_dump(mode="json")}
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    state = bundle.provenance
+    data = {"signed": state != "unsigned", "provenance": state, **manifest.model_dump(mode="json")}
     if as_json:
         print_json(data)
         return
     output = console()
-    output.print(Text(f"{Path(path).name}: {', '.join(manifest.targets)}, unsigned", "bold"))
+    output.print(
+        Text(f"{Path(path).name}: {', '.join(manifest.targets)}, {bundle.provenance}", "bold")
+    )
     fields = [f"{item.name} {item.dtype} {list(item.shape)}" for item in manifest.signature.inputs]
     outputs = ", ".join(manifest.signature.outputs)
     output.print(Text(f"request: {', '.join([*fields, 'seed'])} → {outputs}"))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from optimize.export.engines import EngineRequest, build, check_targets
 from optimize.export.loop_forms import in_form, tables_of
 from optimize.export.onnx_graphs import OnnxGraphs, onnx_graphs
-from optimize.export.publish import Staging, check_target, staged
+from optimize.export.publish import Staging, absolute, check_target, staged
 from optimize.export.weights import STORED_NAMES
 from optimize.ir.errors import RecipeError
 from optimize.ir.exporting import LoopForm
@@ -28,6 +28,7 @@ from optimize.runtime.manifest import (
     FORMAT_MINOR,
     GRAPHS_FOLDER,
     MANIFEST_FILE,
+    SIGNATURE_FILE,
     TABLES_FILE,
     WEIGHTS_FILE,
     EngineEntry,
@@ -88,7 +89,7 @@ def export_bundle(
         RecipeError: an extra file has a path that the bundle cannot hold, or the tokenizer is
             missing.
     """
-    target = Path(os.path.abspath(path))
+    target = absolute(path)
     check_target(target, overwrite)
     check_targets(["onnx", *(request.target for request in engines)], loop)
     _check_prompting(program)
@@ -96,7 +97,8 @@ def export_bundle(
     program = in_form(program, loop, unroll)
     extra = _extra_files(program, extra_files or {})
     onnx = onnx_graphs(program, loop, int8)
-    taken = [*onnx.files().values(), WEIGHTS_FILE, TABLES_FILE, MANIFEST_FILE]
+    fixed = (WEIGHTS_FILE, TABLES_FILE, MANIFEST_FILE, SIGNATURE_FILE)
+    taken = [*onnx.files().values(), *fixed]
     _check_names(extra, taken)
     with staged(target, overwrite=overwrite) as staging:
         writer = _Writer(staging, progress or _silent)

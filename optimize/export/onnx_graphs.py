@@ -12,10 +12,12 @@ from optimize.export.int8 import placed, quantized
 from optimize.export.loop_forms import as_onnx_loop
 from optimize.export.to_onnx import OnnxGraph, graph_to_onnx, used_weights
 from optimize.export.weights import Layout, layout_weights
+from optimize.ir.errors import UnsupportedOpError
 from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program
 from optimize.runtime.loop import Loop
 from optimize.runtime.manifest import GRAPHS_FOLDER, GraphEntry
+from optimize.runtime.onnx_operators import DOMAINS
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,23 @@ def onnx_graphs(program: Program, form: LoopForm, int8: bool) -> OnnxGraphs:
         looped = as_onnx_loop(program, graphs)
         graphs[looped.name] = looped.graph
         loop = looped.loop
+    for role, item in graphs.items():
+        _check_operators(item.model.graph, role)
     return OnnxGraphs(graphs, layout, loop, few)
+
+
+def _check_operators(graph: onnx.GraphProto, role: str) -> None:
+    """Refuses to write what no reader would load."""
+    for node in graph.node:
+        if node.op_type not in DOMAINS.get(node.domain, {}):
+            raise UnsupportedOpError(
+                f"{role}: found ONNX operator {node.domain or 'ai.onnx'}.{node.op_type} at node "
+                f"{node.name}, which bundles may not hold; give the op a lowering to those of "
+                "optimize.runtime.onnx_operators"
+            )
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _check_operators(attribute.g, role)
 
 
 def _in_int8(

@@ -94,28 +94,47 @@ def staged(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Staging
         ResourceError: the target exists, its parent cannot be written, or the disk is full; found
             before any work where possible.
     """
-    target = Path(os.path.abspath(path))
+    target = absolute(path)
     check_target(target, overwrite)
     _remove_stale(target)
     folder = target.parent / f".{target.name}.{secrets.token_hex(8)}{STAGING_SUFFIX}"
     lock = -1
     try:
-        os.mkdir(folder)
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield Staging(folder, target, overwrite)
+        with _as_resource_error(target):
+            os.mkdir(folder)
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield Staging(folder, target, overwrite)
+    finally:
+        # After an exchange the staging name holds the old folder; both are removed the same way.
+        # What cannot be removed now, the next export removes; rmtree ignores most errors, not all.
+        with suppress(OSError):
+            shutil.rmtree(folder, ignore_errors=True)
+        if lock >= 0:
+            with suppress(OSError):
+                os.close(lock)
+
+
+@contextmanager
+def _as_resource_error(target: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         hint = "free some space" if error.errno in _DISK_ERRORS else "check the disk and its rights"
         raise ResourceError(
             f"{target}: cannot be written: {error.strerror}; {hint} and export again. "
             "What was there before is unchanged."
         ) from error
-    finally:
-        # After an exchange the staging name holds the old folder; both are removed the same way.
-        shutil.rmtree(folder, ignore_errors=True)
-        if lock >= 0:
-            with suppress(OSError):
-                os.close(lock)
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """The path from the root.
+
+    Raises:
+        ResourceError: the working folder is gone.
+    """
+    with _as_resource_error(Path(path)):
+        return Path(os.path.abspath(path))
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -128,14 +147,17 @@ def check_target(target: Path, overwrite: bool) -> None:
         raise ResourceError(
             f"{target}: found no usable folder name, expected a path to a new folder"
         )
-    if not target.parent.is_dir():
-        raise ResourceError(f"{target.parent}: found no such folder; make it first")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise ResourceError(f"{target.parent}: found no permission to write; choose another folder")
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise ResourceError(f"{target}: found a file or link, expected a folder or nothing")
-    if target.exists() and not overwrite:
-        raise _exists(target)
+    with _as_resource_error(target):
+        if not target.parent.is_dir():
+            raise ResourceError(f"{target.parent}: found no such folder; make it first")
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise ResourceError(
+                f"{target.parent}: found no permission to write; choose another folder"
+            )
+        if target.is_symlink() or (target.exists() and not target.is_dir()):
+            raise ResourceError(f"{target}: found a file or link, expected a folder or nothing")
+        if target.exists() and not overwrite:
+            raise _exists(target)
 
 
 def _exists(target: Path) -> ResourceError:
@@ -223,12 +245,18 @@ def _rename_locked(source: Path, target: Path, flags: int) -> None:
 
 
 def _remove_stale(target: Path) -> None:
-    """Removes staging folders of this target whose writer is gone."""
+    """Removes staging folders of this target whose writer is gone.
+
+    A parent that cannot be listed keeps them; whether it can be written shows later.
+    """
     prefix = f".{target.name}."
-    for folder in target.parent.iterdir():
-        name = folder.name
+    names: list[str] = []
+    with suppress(OSError):
+        names = os.listdir(target.parent)
+    for name in names:
         if not (name.startswith(prefix) and name.endswith(STAGING_SUFFIX)):
             continue
+        folder = target.parent / name
         with suppress(OSError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:

@@ -122,7 +122,7 @@ def test_a_path_that_leaves_the_bundle_is_refused_before_any_open(bundle, monkey
     )
     with pytest.raises((UnsafeBundle, CorruptBundle)):
         open_bundle(bundle)
-    assert opened == ["manifest.json"]
+    assert opened == ["manifest.json", "manifest.sig"]
 
 
 def test_names_that_differ_in_case_only_are_refused(bundle):
