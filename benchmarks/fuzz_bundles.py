@@ -56,7 +56,7 @@ COUNTS: Mapping[str, int] = {
     "manifests": 20_000,
     "tensors": 20_000,
     "files": 4_000,
-    "graphs": 1_500,
+    "graphs": 1_000,
     "operators": 30_000,
 }
 

@@ -121,8 +121,8 @@ def _check_names(
         least = "1" if allowed[0] == ANY else str(allowed[0])
         last = "any number" if most == ANY else str(most)
         raise UnsafeBundle(
-            f"found {node.op_type} with {what} {found[:20]} at {where}, expected {least} to {last}, "
-            "none of those left out"
+            f"found {node.op_type} with {what} {found[:20]} at {where}, expected {least} to "
+            f"{last}, none of those left out"
         )
 
 
