@@ -66,6 +66,8 @@ def build(out: Path) -> list[Path]:
     (out / "docs" / "examples").mkdir(exist_ok=True)
     for example in sorted((ROOT / "docs" / "examples").glob("*.py")):
         written.append(Path(shutil.copy(example, out / "docs" / "examples" / example.name)))
+    pictures = ROOT / "docs" / "pictures"
+    shutil.copytree(pictures, out / "docs" / "pictures", dirs_exist_ok=True)
     for item in PASSES:
         path = out / "passes" / f"{item.name}.md"
         path.write_text(pass_page(item), "utf-8")

@@ -1,7 +1,7 @@
 // Arrays on the host: {dtype, shape, data}, data flat in C order.
 //
-// dtype is our name of it. float16 and bfloat16 lie in data as their 16 bits (Uint16Array), int64 as
-// BigInt64Array, bool as Uint8Array of 0 and 1.
+// dtype is our name of it. float16 and bfloat16 lie in data as their 16 bits (Uint16Array), int64
+// as BigInt64Array, bool as Uint8Array of 0 and 1.
 
 import { CorruptBundle } from "./errors.js";
 

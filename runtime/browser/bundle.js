@@ -28,13 +28,15 @@ const TABLES_FILE = "tables.safetensors";
  * @param {object} options
  * @param {typeof fetch} [options.fetch] what fetches.
  * @param {(bytes: number, of: number) => void} [options.progress] called while files arrive.
- * @returns manifest, models (role → Uint8Array), weights (`{path, data}`), tables (name → array) and
- *   `read`, which fetches and checks another file, or gives null where the manifest names none such.
+ * @returns manifest, models (role → Uint8Array), weights (`{path, data}`), tables (name → array)
+ *   and `read`, which fetches and checks another file: null where the manifest names none such.
  */
 export async function openBundle(url, { fetch = globalThis.fetch, progress } = {}) {
   const folder = folderUrl(url);
   const get = (name) => fetched(fetch, folder, name);
-  const manifest = parseManifest(await readAll(await get(MANIFEST_FILE), MANIFEST_FILE, MAX_MANIFEST_BYTES));
+  const manifest = parseManifest(
+    await readAll(await get(MANIFEST_FILE), MANIFEST_FILE, MAX_MANIFEST_BYTES),
+  );
   const roles = [...new Set(loopCalls(manifest.loop.body).map((call) => call.graph))];
   const names = [TABLES_FILE, WEIGHTS_FILE, ...roles.map((role) => manifest.graphs[role].file)];
   const total = names.reduce((size, name) => size + manifest.files[name].size, 0);
@@ -168,18 +170,14 @@ export function parseManifest(raw) {
 
 function list(data, name) {
   if (!Array.isArray(data?.[name])) {
-    throw new CorruptBundle(
-      `${MANIFEST_FILE}: found no list \`${name}\`; export the bundle again`,
-    );
+    throw new CorruptBundle(`${MANIFEST_FILE}: found no list \`${name}\`; export the bundle again`);
   }
   return data[name];
 }
 
 function checkVersion(data) {
   if (data?.format !== FORMAT) {
-    throw new CorruptBundle(
-      `${MANIFEST_FILE}: found no field format='${FORMAT}'; not a bundle`,
-    );
+    throw new CorruptBundle(`${MANIFEST_FILE}: found no field format='${FORMAT}'; not a bundle`);
   }
   const version = /^(\d{1,6})\.\d{1,6}$/.exec(data.format_version);
   if (version === null) {
@@ -189,7 +187,8 @@ function checkVersion(data) {
   }
   if (Number(version[1]) !== FORMAT_MAJOR) {
     throw new VersionError(
-      `${MANIFEST_FILE}: found format version ${data.format_version}, expected ${FORMAT_MAJOR}.x; ` +
+      `${MANIFEST_FILE}: found format version ${data.format_version}, ` +
+        `expected ${FORMAT_MAJOR}.x; ` +
         (Number(version[1]) > FORMAT_MAJOR ? "install a newer version" : "export the bundle again"),
     );
   }
@@ -199,7 +198,9 @@ function checkFiles(files) {
   for (const [path, entry] of Object.entries(files)) {
     const parts = path.split("/");
     if (parts.some((part) => ["", ".", ".."].includes(part)) || /[\\:*?"<>|\x00-\x1f]/.test(path)) {
-      throw new UnsafeBundle(`found path '${path.slice(0, 100)}', expected a plain path inside the bundle`);
+      throw new UnsafeBundle(
+        `found path '${path.slice(0, 100)}', expected a plain path inside the bundle`,
+      );
     }
     const whole = Number.isSafeInteger(entry?.size) && entry.size >= 0;
     if (!whole || !/^[0-9a-f]{64}$/.test(entry.sha256)) {

@@ -44,9 +44,7 @@ export class Run {
     Object.assign(this, { loop, tables, engine, keys, sizes, request, seed, progress, rows });
     this.#slots = new Map(loop.slots.map((slot) => [slot.name, slot]));
     this.#noise = new Map(loop.noise.map((noise) => [noise.name, noise]));
-    this.#total = loop.body
-      .filter(isRepeat)
-      .reduce((total, item) => total + item.steps.length, 0);
+    this.#total = loop.body.filter(isRepeat).reduce((total, item) => total + item.steps.length, 0);
   }
 
   /** Runs the loop; returns result name → array. */
@@ -128,7 +126,14 @@ export class Run {
       const { distribution = "normal", scale = 1, dtype } = noise;
       const key = this.keys.get(noise.name);
       const numbers = batch(this.seed, key, step + index, shape, distribution);
-      return { dtype, shape, data: cast(numbers.map((number) => number * scale), dtype) };
+      return {
+        dtype,
+        shape,
+        data: cast(
+          numbers.map((number) => number * scale),
+          dtype,
+        ),
+      };
     });
     return this.engine.upload(binding.steps ? stack(draws) : draws[0]);
   }
@@ -160,7 +165,10 @@ function rowsOf(array, binding, step) {
 export function joined(parts) {
   const { array: first, fill } = parts[0];
   if (parts.every((part) => part.counts === null)) {
-    return stack(parts.map((part) => part.array), Math.min(1, first.shape.length));
+    return stack(
+      parts.map((part) => part.array),
+      Math.min(1, first.shape.length),
+    );
   }
   const samples = Array.from({ length: first.shape[0] }, (_, sample) =>
     parts.map((part) => ofSample(part, sample)),

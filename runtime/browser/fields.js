@@ -15,7 +15,13 @@ const EXAMPLE_ROWS = 64;
  */
 export function makeFields(form, { signature, loop }, example) {
   const readers = signature.inputs.map((item) => {
-    const input = addInput(form, item.name, hint(item), firstText(item, example), item.shape.length > 1);
+    const input = addInput(
+      form,
+      item.name,
+      hint(item),
+      firstText(item, example),
+      item.shape.length > 1,
+    );
     return [item.name, () => fieldValue(item, input.value)];
   });
   const bound = new Set(signature.inputs.flatMap((item) => item.shape));
@@ -26,7 +32,12 @@ export function makeFields(form, { signature, loop }, example) {
   }
   const seed =
     loop.noise.length > 0
-      ? addInput(form, "seed", "the noise: the same seed gives the same result", String(example?.seed ?? 0))
+      ? addInput(
+          form,
+          "seed",
+          "the noise: the same seed gives the same result",
+          String(example?.seed ?? 0),
+        )
       : null;
   return () => ({
     request: Object.fromEntries(readers.map(([name, read]) => [name, read()])),
@@ -48,7 +59,8 @@ function addInput(form, name, note, text, wide = false) {
 }
 
 function hint(item) {
-  const kind = { int64: "whole numbers", int32: "whole numbers", bool: "0 or 1" }[item.dtype] ?? "numbers";
+  const kind =
+    { int64: "whole numbers", int32: "whole numbers", bool: "0 or 1" }[item.dtype] ?? "numbers";
   const bounds = [item.low, item.at_most ?? item.high];
   const [low, high] = bounds.map((bound) => bound ?? null);
   let range = "";
@@ -68,7 +80,9 @@ function firstText(item, example) {
   }
   if (item.default !== null && item.default !== undefined) return String(item.default);
   const least = String(item.low ?? 0);
-  return item.shape.length > 1 ? "[".repeat(item.shape.length) + least + "]".repeat(item.shape.length) : least;
+  return item.shape.length > 1
+    ? "[".repeat(item.shape.length) + least + "]".repeat(item.shape.length)
+    : least;
 }
 
 /** Elements as text: "1, 2" for one dimension, nested lists for more. */
@@ -94,7 +108,8 @@ function fieldValue(item, text) {
     lists = JSON.parse(quoted);
   } catch (cause) {
     throw new RuntimeInputError(
-      `${item.name}: found no list of numbers, expected [${item.shape.join(", ")}], such as [[1, 2]]`,
+      `${item.name}: found no list of numbers, expected one of shape ` +
+        `[${item.shape.join(", ")}], such as [[1, 2]]`,
       { cause },
     );
   }

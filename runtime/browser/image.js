@@ -1,4 +1,4 @@
-// Pictures from results: floats to the bytes of a canvas, rounded as optimize/runtime/image.py does.
+// Pictures from results: floats to the bytes of a canvas, rounded as optimize/runtime/image.py.
 
 import { RuntimeInputError } from "./errors.js";
 
@@ -28,9 +28,7 @@ export function toPixels({ shape, data }, index) {
     for (let channel = 0; channel < 4; channel++) {
       const source = channels === 1 ? 0 : channel;
       const opaque = channel === 3 && channels < 4;
-      pixels[4 * pixel + channel] = opaque
-        ? 255
-        : ((picture[source * area + pixel] + 1) / 2) * 255;
+      pixels[4 * pixel + channel] = opaque ? 255 : ((picture[source * area + pixel] + 1) / 2) * 255;
     }
   }
   return pixels;

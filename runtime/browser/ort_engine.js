@@ -82,7 +82,9 @@ export class OrtEngine {
 }
 
 function failure(text, cause) {
-  const first = String(cause?.message ?? cause).split("\n")[0].slice(0, 500);
+  const first = String(cause?.message ?? cause)
+    .split("\n")[0]
+    .slice(0, 500);
   // A WebAssembly module that runs out of its 4 GiB throws numbers, RangeErrors and bad_alloc.
   if (cause instanceof RangeError || typeof cause === "number" || /alloc|memory/i.test(first)) {
     return new ResourceError(`${text}: ${first}; use a smaller batch, or free memory`, { cause });

@@ -46,7 +46,8 @@ function loaded({ manifest, example: stored, engine }) {
   const reason = globalThis.crossOriginIsolated ? "" : " (the page is not cross-origin isolated)";
   at("title").textContent = "This bundle runs in your browser";
   at("engine").textContent =
-    `Makes ${purpose(manifest)}. Everything is computed on this machine; nothing is sent anywhere. ` +
+    `Makes ${purpose(manifest)}. ` +
+    "Everything is computed on this machine; nothing is sent anywhere. " +
     `Engine: onnxruntime-web ${engine.version}, WebAssembly, ${threads}${reason}.`;
   at("check").hidden = example === null;
   at("request").hidden = false;
@@ -82,7 +83,9 @@ function showFacts(manifest) {
 
 function finished({ results, seconds }) {
   busy(false);
-  at("results").replaceChildren(...Object.entries(results).map(([name, array]) => shown(name, array)));
+  at("results").replaceChildren(
+    ...Object.entries(results).map(([name, array]) => shown(name, array)),
+  );
   const [first] = Object.values(results);
   const count = first?.shape[0] ?? 1;
   const what = first && isPictures(first) ? "image" : "sample";
@@ -99,10 +102,12 @@ function difference(results) {
     const made = results[name];
     if (made?.shape.join() !== stored.shape.join()) return `${name}: another shape than PyTorch's`;
     const most = stored.data.reduce(
-      (largest, value, index) => Math.max(largest, Math.abs(Number(value) - Number(made.data[index]))),
+      (largest, value, index) =>
+        Math.max(largest, Math.abs(Number(value) - Number(made.data[index]))),
       0,
     );
-    return `${name}: ${most === 0 ? "equal to" : `at most ${most.toExponential(1)} from`} PyTorch's`;
+    const distance = most === 0 ? "equal to" : `at most ${most.toExponential(1)} from`;
+    return `${name}: ${distance} PyTorch's`;
   });
   return found.join("; ");
 }
@@ -184,7 +189,11 @@ const MESSAGES = {
 worker.onmessage = ({ data }) => MESSAGES[data.kind](data);
 worker.onerror = (event) => {
   event.preventDefault();
-  MESSAGES.failed({ task: "load", text: event.message ?? "worker.js cannot be loaded", code: "internal" });
+  MESSAGES.failed({
+    task: "load",
+    text: event.message ?? "worker.js cannot be loaded",
+    code: "internal",
+  });
 };
 
 at("request").addEventListener("submit", (event) => {

@@ -1,9 +1,9 @@
 // Counter-based random numbers, the same as optimize/runtime/philox.py makes.
 //
 // Philox4x64-10 (Salmon et al., 2011) keyed by (seed, slot) with the counter (block, 0, step,
-// sample). A 64-bit word is a pair of 32-bit halves, low first: BigInt arithmetic would be about
-// thirty times slower. Uniform numbers are bit for bit those of Python; normal numbers may differ
-// in the last digit, because browsers round logarithm and cosine differently.
+// sample). A 64-bit word is a pair of 32-bit halves, low first: BigInt arithmetic takes two to
+// three times as long. Uniform numbers are bit for bit those of Python; normal numbers may differ
+// in the last digits, because browsers round logarithm and cosine differently.
 
 import { sha256 } from "./sha256.js";
 

@@ -21,10 +21,15 @@ import { MAX_SEED } from "./philox.js";
  */
 export function checkRequest(signature, loop, request, seed) {
   const fields = new Map([...signature.inputs, ...loop.noise].map((item) => [item.name, item]));
-  const given = Object.entries(request).filter(([, value]) => value !== null && value !== undefined);
+  const given = Object.entries(request).filter(
+    ([, value]) => value !== null && value !== undefined,
+  );
   const sizes = givenSizes(signature, given);
   const known = [...fields.keys(), "seed", ...Object.keys(signature.dimensions)];
-  const unknown = given.map(([name]) => name).filter((name) => !known.includes(name)).sort();
+  const unknown = given
+    .map(([name]) => name)
+    .filter((name) => !known.includes(name))
+    .sort();
   if (unknown.length > 0 || Object.hasOwn(request, "seed")) {
     const name = unknown[0] ?? "seed";
     throw new RuntimeInputError(
@@ -37,12 +42,14 @@ export function checkRequest(signature, loop, request, seed) {
     if (fields.has(name)) arrays.set(name, asArray(fields.get(name), value));
   }
   for (const item of signature.inputs) {
-    if (!arrays.has(item.name) && hasDefault(item)) arrays.set(item.name, asArray(item, item.default));
+    if (!arrays.has(item.name) && hasDefault(item))
+      arrays.set(item.name, asArray(item, item.default));
   }
   const missing = signature.inputs.find((item) => !arrays.has(item.name));
   if (missing !== undefined) {
     throw new RuntimeInputError(
-      `request: '${missing.name}' is missing, expected ${signature.inputs.map(describe).join(", ")}`,
+      `request: '${missing.name}' is missing, expected ` +
+        signature.inputs.map(describe).join(", "),
     );
   }
   for (const [name, array] of arrays) bindSizes(fields.get(name), array, sizes);
@@ -106,7 +113,9 @@ function asArray(item, value) {
   const shape = listShape(item, value);
   const elements = shape.length === 0 ? [value] : value.flat(shape.length - 1);
   if (elements.length !== sizeOf(shape)) {
-    throw new RuntimeInputError(`${item.name}: found lists of different lengths, expected ${describe(item)}`);
+    throw new RuntimeInputError(
+      `${item.name}: found lists of different lengths, expected ${describe(item)}`,
+    );
   }
   return { shape, data: plain(item, elements) };
 }
@@ -115,7 +124,8 @@ function typed(item, data, shape) {
   const expected = givenClass(item.dtype);
   if (!(data instanceof expected)) {
     throw new RuntimeInputError(
-      `${item.name}: found ${data.constructor.name}, expected ${expected.name} for ${describe(item)}`,
+      `${item.name}: found ${data.constructor.name}, expected ${expected.name} for ` +
+        describe(item),
     );
   }
   if (sizeOf(shape) !== data.length) {
@@ -137,7 +147,7 @@ function listShape(item, value) {
   return shape;
 }
 
-/** Plain values carry no dtype of their own: whole numbers may stand for floats, not the reverse. */
+/** Plain values have no dtype of their own: whole numbers may stand for floats, not the reverse. */
 function plain(item, elements) {
   const fits = {
     bool: (value) => typeof value === "boolean",
@@ -198,10 +208,13 @@ function checkValues(item, { data }, sizes) {
   let high = item.high ?? null;
   if (item.at_most) high = Math.min(sizes.get(item.at_most), high || Infinity);
   // Relations between numbers and BigInts are exact, so neither is converted.
-  const outside = data.find((value) => (low !== null && value < low) || (high !== null && value > high));
+  const outside = data.find(
+    (value) => (low !== null && value < low) || (high !== null && value > high),
+  );
   if (outside !== undefined) {
     throw new RuntimeInputError(
-      `${item.name}: found value ${outside}, expected values in [${low ?? "-∞"}, ${high ?? "∞"}]`,
+      `${item.name}: found value ${outside}, ` +
+        `expected values in [${low ?? -Infinity}, ${high ?? Infinity}]`,
     );
   }
 }
@@ -215,8 +228,8 @@ function checkSeed(seed, undrawn) {
   if (seed === null || seed === undefined) {
     if (undrawn !== undefined) {
       throw new RuntimeInputError(
-        `request: found neither \`seed\` nor '${undrawn.name}'; give a seed to draw the noise, or ` +
-          "the array itself",
+        `request: found neither \`seed\` nor '${undrawn.name}'; ` +
+          "give a seed to draw the noise, or the array itself",
       );
     }
     return 0n;

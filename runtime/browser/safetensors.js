@@ -91,7 +91,9 @@ function readHeader(data, file) {
 
 function checkedEntry(name, entry, file) {
   if (!NAME.test(name) || name.includes("..") || name.includes("//")) {
-    throw new UnsafeBundle(`${file}: found tensor name '${name.slice(0, 100)}', expected a plain name`);
+    throw new UnsafeBundle(
+      `${file}: found tensor name '${name.slice(0, 100)}', expected a plain name`,
+    );
   }
   const offsets = entry?.data_offsets;
   if (!Object.hasOwn(DTYPES, entry?.dtype)) {

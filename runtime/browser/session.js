@@ -82,8 +82,8 @@ export class Session {
    * @param {object} request the fields of `signature`; see request.js for how they are given.
    * @param {object} options
    * @param {bigint|number} [options.seed] in [0, 2**64); draws the noise the request does not give.
-   * @param {(done: number, of: number) => any} [options.progress] called, and waited for, after each
-   *   step; what it throws ends the request, and the session stays usable.
+   * @param {(done: number, of: number) => any} [options.progress] called, and waited for, after
+   *   each step; what it throws ends the request, and the session stays usable.
    * @returns result name → {dtype, shape, data}; float16 comes as Float32Array.
    * @throws {RuntimeInputError} the request does not fit the signature.
    * @throws {ResourceError} the session is closed, or ran out of memory.

@@ -61,6 +61,12 @@ onmessage = async ({ data }) => {
     await TASKS[data.kind](data);
   } catch (error) {
     const text = error?.message ?? String(error);
-    postMessage({ kind: "failed", task: data.kind, stopped, text, code: error?.code ?? "internal" });
+    postMessage({
+      kind: "failed",
+      task: data.kind,
+      stopped,
+      text,
+      code: error?.code ?? "internal",
+    });
   }
 };

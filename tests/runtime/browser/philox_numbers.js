@@ -1,4 +1,5 @@
-// node philox_numbers.js MODULES: reads [{seed, slot, step, sample, count}, …], writes the numbers of each.
+// node philox_numbers.js MODULES: reads [{seed, slot, step, sample, count}, …], writes the numbers
+// of each.
 
 import { readFileSync } from "node:fs";
 

@@ -1,7 +1,7 @@
-// node run_session.js MODULES ORT BUNDLE: reads [{request, seed}, …], writes what a session answers.
+// node run_session.js MODULES ORT BUNDLE: reads [{request, seed}, …], writes what a session gives.
 //
 // A field {typed: "Float32Array", data: [...], shape: [...]} stands for an array of that class. An
-// answer is {results} or {code, message}; the answer to a bundle that does not load is one of these.
+// answer is {results} or {code, message}; a bundle that does not load is answered by one of these.
 
 import { readFile } from "node:fs/promises";
 import { readFileSync } from "node:fs";
@@ -46,7 +46,10 @@ const answers = [];
 for (const { request, seed } of JSON.parse(readFileSync(0, "utf-8"), revived)) {
   const steps = [];
   try {
-    const options = { seed: seed === null ? null : BigInt(seed), progress: (...of) => steps.push(of) };
+    const options = {
+      seed: seed === null ? null : BigInt(seed),
+      progress: (...of) => steps.push(of),
+    };
     const results = await session.run(request, options);
     const entries = Object.entries(results).map(([name, array]) => [name, plain(array)]);
     answers.push({ results: Object.fromEntries(entries), steps });
