@@ -21,6 +21,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -64,7 +65,17 @@ class Server(ThreadingHTTPServer):
     ) -> None:
         super().__init__(address, Handler)
         self.session, self.largest, self.values = session, largest, values
-        self.free = threading.BoundedSemaphore(concurrency)
+        self._free = threading.BoundedSemaphore(concurrency)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for one request, given back before its answer is sent where that is whole."""
+        if not self._free.acquire(blocking=False):
+            raise Refused(503, "busy", "found all places taken; try again in a second")
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -102,13 +113,7 @@ class Handler(BaseHTTPRequestHandler):
             if self.path not in routes:
                 known = ", ".join(routes)
                 raise Refused(404, "path", f"found no {self.path}, known: {known}")
-            body = self._body()
-            if not self.server.free.acquire(blocking=False):
-                raise Refused(503, "busy", "found all places taken; try again in a second")
-            try:
-                routes[self.path](body)
-            finally:
-                self.server.free.release()
+            routes[self.path](self._body())
         except (ConnectionError, TimeoutError):
             self.close_connection = True  # nobody is left to tell
         except Exception as error:
@@ -131,7 +136,8 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def _run(self, body: dict[str, Any]) -> None:
-        results = self.server.session(**read_inputs(body["inputs"]))
+        with self.server.place():
+            results = self.server.session(**read_inputs(body["inputs"]))
         if "image/png" in self.headers.get("Accept", ""):
             self._send(200, "image/png", picture(results, self.server.values))
         else:
@@ -139,15 +145,16 @@ class Handler(BaseHTTPRequestHandler):
             self._send_json(200, {"results": packed})
 
     def _stream(self, body: dict[str, Any]) -> None:
-        # What is wrong with the request is raised here, before the first byte is sent.
-        parts = self.server.session.stream(**read_inputs(body["inputs"]))
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        for event in events(parts, body):
-            self.wfile.write(event.encode())
-            self.wfile.flush()
+        with self.server.place():
+            # What is wrong with the request is raised here, before the first byte is sent.
+            parts = self.server.session.stream(**read_inputs(body["inputs"]))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            for event in events(parts, body):
+                self.wfile.write(event.encode())
+                self.wfile.flush()
 
     def _send_error(self, error: Exception) -> None:
         refused = as_refused(error)

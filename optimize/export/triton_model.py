@@ -36,7 +36,8 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Loads the bundle, on the CPU or on the GPU of this instance.
 
-        The parameters `target` and `trust` of config.pbtxt are those of `optimize.runtime.load`.
+        The parameters `target` and `trust` of config.pbtxt are those of `optimize.runtime.load`,
+        and `public_key` is the path of the file that it takes the content of.
         """
         config = json.loads(args["model_config"])
         parameters = {
@@ -49,6 +50,8 @@ class TritonPythonModel:
         options: dict[str, Any] = {"target": target, "trust": parameters.get("trust")}
         if on_gpu and target in (None, "onnx") and options["trust"] is None:
             options["providers"] = GPU_PROVIDERS
+        if key := parameters.get("public_key"):
+            options["public_key"] = Path(key).read_bytes()
         self._session = load(
             Path(__file__).parent / "bundle",
             threads=None if threads is None else int(threads),

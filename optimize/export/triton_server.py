@@ -32,7 +32,7 @@ from optimize.export.triton_config import (
 from optimize.ir.errors import RecipeError
 from optimize.runtime.bundle import Bundle, open_bundle, read_file
 from optimize.runtime.errors import IntegrityError
-from optimize.runtime.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from optimize.runtime.manifest import MANIFEST_FILE, SIGNATURE_FILE, Manifest
 
 VERSION_FOLDER = "1"
 MODEL_FILE = Path(__file__).with_name("triton_model.py")
@@ -104,21 +104,16 @@ def write_model_repository(
 
 
 def _copy_bundle(opened: Bundle, source: Path, staging: Staging, folder: str) -> None:
-    """Copies what the manifest names; each file is verified again as it is read."""
+    """Copies manifest, signature and what is named; each file is verified again as it is read."""
     for path, entry in sorted(opened.manifest.files.items()):
         content = read_file(source, path)
         if content is None or staging.write(f"{folder}/{path}", [content.data]) != entry:
-            raise _changed(path)
-    manifest = (source / MANIFEST_FILE).read_bytes()
-    if parse_manifest(manifest) != opened.manifest:
-        raise _changed(MANIFEST_FILE)
-    staging.write(f"{folder}/{MANIFEST_FILE}", [manifest])
-
-
-def _changed(path: str) -> IntegrityError:
-    return IntegrityError(
-        f"{path}: changed while the bundle was copied; write the repository again"
-    )
+            raise IntegrityError(
+                f"{path}: changed while the bundle was copied; write the repository again"
+            )
+    staging.write(f"{folder}/{MANIFEST_FILE}", [opened.manifest_bytes])
+    if opened.provenance != "unsigned":
+        staging.write(f"{folder}/{SIGNATURE_FILE}", [(source / SIGNATURE_FILE).read_bytes()])
 
 
 def _checked_name(name: str) -> str:

@@ -16,8 +16,9 @@ from optimize.export.triton_config import Tensor, _unique
 from optimize.export.triton_server import write_model_repository
 from optimize.ir.errors import RecipeError
 from optimize.runtime import load
-from optimize.runtime.errors import IntegrityError, ResourceError
+from optimize.runtime.errors import IntegrityError, ResourceError, UnsafeBundle
 from optimize.runtime.loop import Input
+from optimize.runtime.signing import sign_bundle
 
 
 def _module(name, path):
@@ -359,6 +360,33 @@ def test_the_bundle_is_copied_whole_and_verified(bundle, tmp_path):
     with pytest.warns(UserWarning), pytest.raises(IntegrityError, match="sha256"):
         write_model_repository(bundle, tmp_path / "other", name="m")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "models"]
+
+
+def test_a_signature_goes_along_and_is_checked_with_the_key(config_class, bundle, tmp_path):
+    cryptography = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    from cryptography.hazmat.primitives import serialization
+
+    keys = [cryptography.Ed25519PrivateKey.generate() for _ in range(2)]
+    private = keys[0].private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    for index, key in enumerate(keys):
+        public = key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        (tmp_path / f"{index}.pem").write_bytes(public)
+    sign_bundle(bundle, private)
+    server = fake.Server(
+        write_model_repository(bundle, tmp_path / "models", name="m"), "m", config_class
+    )
+    assert server.model._session.provenance == "signed, not checked"
+    server.initialize("CPU", {"public_key": {"string_value": str(tmp_path / "0.pem")}})
+    assert server.model._session.provenance.startswith("signed by")
+    with pytest.raises(UnsafeBundle):
+        server.initialize("CPU", {"public_key": {"string_value": str(tmp_path / "1.pem")}})
+    server.close()
 
 
 def test_an_existing_folder_is_kept_unless_told(tiny_bundle, tmp_path):
