@@ -220,7 +220,8 @@ def _open_root(path: Path) -> int:
                 "new folder, with a tool that keeps members inside it (`python -m zipfile -e`, or "
                 "tarfile with filter='data'), and load that"
             ) from error
-        kind = "a file" if os.path.lexists(path) else "nothing"
+        # By the error: a second look could find what an export published meanwhile.
+        kind = "a file" if isinstance(error, NotADirectoryError) else "nothing"
         raise BundleError(f"{path}: found {kind}, expected a bundle folder") from error
     except ValueError as error:
         raise BundleError(f"found path {str(path)!r}, expected a bundle folder") from error
