@@ -1,6 +1,7 @@
 """`optimize verify`: is a bundle whole, does it run, and does it keep what it promised."""
 
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +30,12 @@ def verify(
     trust_native: Annotated[
         bool, typer.Option("--trust-native", help="Allow native code of the bundle to run.")
     ] = False,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--public-key", help="Key in PEM that must have signed the bundle.", metavar="PEM"
+        ),
+    ] = None,
     limit: Annotated[
         float | None,
         typer.Option(
@@ -61,7 +68,9 @@ def verify(
         if strict:
             open_bundle(bundle, strict=True)
         chosen: Any = target
-        with load(bundle, target=chosen, trust="native" if trust_native else None) as session:
+        key = None if public_key is None else public_key.read_bytes()
+        native: Any = "native" if trust_native else None
+        with load(bundle, target=chosen, trust=native, public_key=key) as session:
             manifest = session.manifest
             stored = _example(bundle)
             request = _request(manifest, seed) if stored is None else stored.fields()
@@ -91,7 +100,8 @@ def verify(
     data = {
         "bundle": bundle,
         "files": len(manifest.files),
-        "signed": False,
+        "signed": session.provenance != "unsigned",
+        "provenance": session.provenance,
         "target": session.target,
         "reason": session.reason,
         "results": {name: list(array.shape) for name, array in results.items()},
@@ -191,8 +201,6 @@ def _error_against(
     model: str, bundle: str, request: dict[str, Any], results: dict[str, Any], bar: StageBar
 ) -> float:
     """Relative error of the bundle against its recipe applied to the model in PyTorch."""
-    from pathlib import Path
-
     bar.wait("optimise the model again")
     loaded = load_model(model)
     from optimize.api import apply_recipe
@@ -211,7 +219,7 @@ def _error_against(
 def _show(data: dict[str, Any]) -> None:
     output = console()
     output.print(Text(f"{data['bundle']}: {data['files']} files, every hash as the manifest says"))
-    output.print("unsigned: hashes show damage, not who made the bundle")
+    output.print(Text(f"{data['provenance']}: hashes show damage, not who made the bundle"))
     output.print(Text(f"target {data['target']}: {data['reason']}"))
     for name, shape in data["results"].items():
         output.print(Text(f"runs: {name} {shape}, finite"))
