@@ -14,7 +14,12 @@ from optimize.export.to_aoti import build_package
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import QualityError, RecipeError
 from optimize.runtime import load, machine
-from optimize.runtime.errors import CorruptBundle, RuntimeInputError, UnsafeBundle
+from optimize.runtime.errors import (
+    CorruptBundle,
+    ResourceError,
+    RuntimeInputError,
+    UnsafeBundle,
+)
 
 rtx = pytest.mark.skipif(
     machine.version_of("tensorrt_rtx") is None,
@@ -228,6 +233,14 @@ def test_what_cannot_be_exported_is_refused_before_any_work(
 ):
     with pytest.raises(RecipeError, match=message):
         tiny_program().export(tmp_path / "bundle", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_library_that_is_missing_is_named_before_any_work(tiny_program, tmp_path, monkeypatch):
+    """E11"""
+    monkeypatch.setattr(machine, "version_of", lambda library: None)
+    with pytest.raises(ResourceError, match=r"no library tensorrt, which builds it; pip install"):
+        tiny_program().export(tmp_path / "bundle", target=("onnx", "tensorrt"))
     assert not list(tmp_path.iterdir())
 
 
