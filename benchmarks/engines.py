@@ -263,7 +263,7 @@ def browser() -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         session, request = _digits(Path(folder), 8)
         session.close()
-        fields = {"class_labels": request["class_labels"]}
+        fields = {"class_labels": request["class_labels"].tolist()}
         figures = in_browser.browser_figures(Path(folder) / "digits", fields, seed=0)
     return {
         "browser_error": figures["error"],
