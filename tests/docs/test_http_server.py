@@ -19,6 +19,7 @@ import pytest
 from optimize.export.bundle import export_bundle
 from optimize.runtime import load
 from optimize.runtime.image import grid, png_bytes, to_uint8
+from tests.runtime import toy_language as toy
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docs" / "examples" / "http_server.py"
@@ -32,7 +33,6 @@ def _module(name, path):
 
 
 example = _module("http_server", FILE)
-toy = _module("toy_language", ROOT / "tests" / "runtime" / "toy_language.py")
 
 
 @pytest.fixture(scope="module")

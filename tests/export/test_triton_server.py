@@ -19,6 +19,8 @@ from optimize.runtime import load
 from optimize.runtime.errors import IntegrityError, ResourceError, UnsafeBundle
 from optimize.runtime.loop import Input
 from optimize.runtime.signing import sign_bundle
+from tests.export import fake_triton as fake
+from tests.runtime import toy_language as toy
 
 
 def _module(name, path):
@@ -29,8 +31,6 @@ def _module(name, path):
 
 
 HERE = Path(__file__).parent
-fake = _module("fake_triton", HERE / "fake_triton.py")
-toy = _module("toy_language", HERE.parent / "runtime" / "toy_language.py")
 
 
 @pytest.fixture(scope="module")

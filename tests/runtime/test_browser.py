@@ -1,10 +1,8 @@
 """The browser runtime: the same numbers from the same bundle, in node and in Chromium."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,19 +28,11 @@ from optimize.export.bundle import export_bundle
 from optimize.recipes.recipe import Recipe
 from optimize.runtime import load, philox
 from optimize.runtime.image import to_uint8
+from tests.runtime import every_feature
+from tests.runtime import toy_language as toy
 
 HERE = Path(__file__).parent
 SHAPE = [1, 1, 8, 8]
-
-
-def beside(name):
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-every_feature, toy = beside("every_feature"), beside("toy_language")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 
 from optimize.export.bundle import export_bundle
 from optimize.runtime import load
+from tests.runtime import toy_language as toy
 
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parents[1] / "benchmarks"
@@ -39,7 +40,6 @@ def asks(request, soak, tiny_bundle, tmp_path):
         with load(tiny_bundle, threads=1) as session:
             yield soak.picture_asks(session, "labels")
         return
-    toy = _module("toy_language", HERE / "toy_language.py")
     with load(export_bundle(toy.colours(), tmp_path / "b"), threads=1) as session:
         prompts = ["what colour", "what", "is it", ["what", "colour"]]
 
