@@ -1,11 +1,8 @@
 """Bundles of language models: prompts in, text out, token by token."""
 
-import importlib.util
 import json
-import sys
 import weakref
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,12 +25,7 @@ from optimize.runtime.errors import (
 from optimize.runtime.manifest import parse_manifest
 from optimize.runtime.onnx_engine import OnnxEngine
 from optimize.runtime.prompting import Prompting
-
-_place = Path(__file__).parent / "toy_language.py"
-_spec = importlib.util.spec_from_file_location("toy_language", _place)
-assert _spec is not None and _spec.loader is not None
-toy = sys.modules["toy_language"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
+from tests.runtime import toy_language as toy
 
 SENTENCE = "Die Katze 猫 saß 😀 da."
 
