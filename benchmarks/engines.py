@@ -6,11 +6,9 @@ Each part runs in a process of its own. `--part NAME` runs one of them and print
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -188,46 +186,15 @@ def loading() -> Figures:
 
 def threads() -> Figures:
     """8 threads with 200 requests each on one session: bit for bit what one thread gets."""
-    with tempfile.TemporaryDirectory() as folder:
-        session, _ = _digits(Path(folder), 4)
-        requests = [{"class_labels": np.arange(1 + k % 3), "seed": k} for k in range(8)]
-        expected = [session(**request)["latent"] for request in requests]
-        mismatches = 0
-        lock = threading.Lock()
+    from soak import pictures
 
-        def work(own: int, count: int) -> None:
-            nonlocal mismatches
-            for number in range(count):
-                place = (own + number) % len(requests)
-                found = session(**requests[place])["latent"]
-                if not np.array_equal(found, expected[place]):
-                    with lock:
-                        mismatches += 1
-
-        def run(count: int) -> None:
-            workers = [threading.Thread(target=work, args=(own, count)) for own in range(8)]
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join()
-
-        # As many at once as will be measured, so that every thread has its memory.
-        run(25)
-        before = _memory()
-        start = time.perf_counter()
-        run(200)
-        return {
-            "thread_requests": 8 * 200,
-            "thread_mismatches": mismatches,
-            "thread_seconds": time.perf_counter() - start,
-            "thread_memory_growth_bytes": _memory() - before,
-        }
-
-
-def _memory() -> int:
-    """Bytes of resident memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    figures = pictures()
+    return {
+        "thread_requests": figures["pictures_requests"],
+        "thread_mismatches": figures["pictures_different"],
+        "thread_seconds": figures["pictures_seconds"],
+        "thread_memory_growth_mib": figures["pictures_rss_growth_mib"],
+    }
 
 
 def faults() -> Figures:

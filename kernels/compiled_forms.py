@@ -5,6 +5,7 @@
 
 An op's own implementation may loop over samples or look at values. These do neither, so that
 TorchInductor makes one or a few loops of them; they give the numbers of the ops, up to rounding.
+Where the reference or the form for CPUs is such a function, it is the one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from optimize.kernels.solver_step.pattern import LEFT_OUT, SCALED, rows_of
+from optimize.kernels.cached_attention.schema import rows_together
+from optimize.kernels.solver_step.reference import reference as solver_step
+from optimize.kernels.tile_attention.cpu import per_frame
 from optimize.kernels.tile_attention.pattern import pattern_of
 
 
@@ -24,7 +27,7 @@ def compiled_forms() -> Mapping[str, Callable[..., Any]]:
         "optimize::dynamic_threshold": _dynamic_threshold,
         "optimize::gather_rows": _gather_rows,
         "optimize::scatter_rows": _scatter_rows,
-        "optimize::solver_step": _solver_step,
+        "optimize::solver_step": solver_step,
         "optimize::tile_attention": _tile_attention,
         "optimize::tree_attention": _tree_attention,
     }
@@ -65,35 +68,6 @@ def _dynamic_threshold(x: torch.Tensor, ratio: float, max_value: float) -> torch
     return torch.minimum(torch.maximum(x, -bound), bound) / bound
 
 
-def _solver_step(
-    latent: torch.Tensor,
-    output: torch.Tensor,
-    kept: Sequence[torch.Tensor],
-    coefficients: torch.Tensor,
-    pattern: str,
-    noise: torch.Tensor | None = None,
-    guidance_scale: torch.Tensor | None = None,
-) -> list[torch.Tensor]:
-    prediction = output.to(latent.dtype)
-    if guidance_scale is not None:
-        unconditional, conditional = prediction.chunk(2)
-        prediction = unconditional + guidance_scale * (conditional - unconditional)
-    columns = [latent, prediction, *kept] + ([] if noise is None else [noise])
-    results = []
-    for row, letters in enumerate(rows_of(pattern, len(columns))):
-        terms = [
-            column * coefficients[row, place] if letter == SCALED else column
-            for place, (column, letter) in enumerate(zip(columns, letters, strict=True))
-            if letter != LEFT_OUT
-        ]
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        # A row of one '1' is a copy, and no result may be one of the inputs.
-        results.append(total.clone() if len(terms) == 1 else total)
-    return results
-
-
 def _cached_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -122,7 +96,7 @@ def _cached_attention(
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return _rows_together(result), keys, values
+    return rows_together(result), keys, values
 
 
 def _tree_attention(
@@ -149,7 +123,7 @@ def _tree_attention(
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return _rows_together(result)
+    return rows_together(result)
 
 
 def _tile_attention(
@@ -165,34 +139,4 @@ def _tile_attention(
     scale: float | None = None,
 ) -> torch.Tensor:
     pattern = pattern_of(frames, tokens_per_frame, references, prefix, suffix)
-    if pattern.is_dense:
-        dense = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-        return _rows_together(dense)
-    ranges = pattern.global_ranges
-    whole = scaled_dot_product_attention(
-        _joined(query, ranges), key, value, attn_mask=mask, scale=scale
-    )
-    pieces: dict[int, torch.Tensor] = {}
-    position = 0
-    for start, stop in ranges:
-        pieces[start] = whole[:, :, position : position + stop - start]
-        position += stop - start
-    for frame in pattern.others:
-        own = pattern.frame_range(frame)
-        seen = None if mask is None else _joined(mask.mT, (*ranges, own)).mT
-        pieces[own[0]] = scaled_dot_product_attention(
-            query[:, :, own[0] : own[1]],
-            _joined(key, (*ranges, own)),
-            _joined(value, (*ranges, own)),
-            attn_mask=seen,
-            scale=scale,
-        )
-    return _rows_together(torch.cat([pieces[start] for start in sorted(pieces)], 2))
-
-
-def _joined(x: torch.Tensor, ranges: Sequence[tuple[int, int]]) -> torch.Tensor:
-    return torch.cat([x[:, :, start:stop] for start, stop in ranges], dim=2)
-
-
-def _rows_together(attended: torch.Tensor) -> torch.Tensor:
-    return attended.transpose(1, 2).contiguous().transpose(1, 2)
+    return rows_together(per_frame(query, key, value, pattern, mask, scale))

@@ -6,6 +6,7 @@ used here does not. The weights are those of the bundle: the code reads them whe
 """
 
 import os
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from optimize.runtime.manifest import EngineEntry
 from optimize.runtime.tensors import StoredTensor
 
 MODEL = "model"
-"""The name of the one model in a package."""
+"""The name of the one model in a package, which PyTorch's loaders look for by default."""
 
 MAX_RUNNERS = 8
 
@@ -76,16 +77,17 @@ class AotiGraphs:
                 f"graph {role}: found no weight {missing[0]!r} in the bundle, expected one; "
                 "export the bundle again"
             )
-        # The loader wants a path; this one leads to the verified bytes and to nothing else.
-        descriptor = os.memfd_create(f"{role}.pt2", os.MFD_CLOEXEC)
+        # The loader wants a path, and copies what it finds there to a folder of its own anyway.
+        with tempfile.NamedTemporaryFile(suffix=".pt2") as file:
+            file.write(content.data)
+            file.flush()
+            return self._opened(role, file.name, weights)
+
+    def _opened(self, role: str, path: str, weights: Mapping[str, str]) -> Any:
         try:
-            with os.fdopen(os.dup(descriptor), "wb") as file:
-                file.write(content.data)
             runners = min(MAX_RUNNERS, os.cpu_count() or 1)
             index = 0 if self.device.type == "cuda" else -1
-            loader = torch._C._aoti.AOTIModelPackageLoader(
-                f"/proc/self/fd/{descriptor}", MODEL, False, runners, index
-            )
+            loader = torch._C._aoti.AOTIModelPackageLoader(path, MODEL, False, runners, index)
             constants = {name: self._weights[stored] for name, stored in weights.items()}
             loader.load_constants(constants, False, True, True, False)
         except RuntimeError as error:
@@ -93,8 +95,6 @@ class AotiGraphs:
                 f"graph {role}: PyTorch {torch.__version__} refused the package: "
                 f"{_first_line(error)}; export the bundle again"
             ) from error
-        finally:
-            os.close(descriptor)
         return loader
 
     def engine(self) -> "AotiEngine":

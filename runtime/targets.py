@@ -12,6 +12,9 @@ PREFERENCE = ("tensorrt-rtx", "tensorrt", "aoti")
 LIBRARIES = {"aoti": "torch", "tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """Target → the library that runs it, and must be the version that built it."""
 
+EXTRAS = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
+"""Target → the extra that installs its library."""
+
 
 @dataclass(frozen=True)
 class Choice:

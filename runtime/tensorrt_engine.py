@@ -17,12 +17,10 @@ from optimize.runtime import bfloat16
 from optimize.runtime.errors import CorruptBundle, DeviceError, ResourceError
 from optimize.runtime.manifest import EngineEntry, EngineTarget
 from optimize.runtime.request import numpy_dtype
+from optimize.runtime.targets import EXTRAS
 
-MODULES: Mapping[str, tuple[str, str]] = {
-    "tensorrt": ("tensorrt", "tensorrt"),
-    "tensorrt-rtx": ("tensorrt_rtx_bindings", "rtx"),
-}
-"""Target → module, and the extra that installs it."""
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
+"""Target → the module of its library."""
 
 _TO_DEVICE, _TO_HOST = 1, 2
 """cudaMemcpyHostToDevice and cudaMemcpyDeviceToHost."""
@@ -122,13 +120,13 @@ class TensorRtGraphs:
         files: Mapping[str, NDArray[np.uint8]],
         cuda_graphs: bool = True,
     ) -> None:
-        module, extra = MODULES[target]
+        module = MODULES[target]
         try:
             self.tensorrt = import_module(module)
         except ImportError as error:
             raise DeviceError(
                 f"{module}: found no such package, which runs engines of {target}; "
-                f"pip install 'optimize[{extra}]'"
+                f"pip install 'optimize[{EXTRAS[target]}]'"
             ) from error
         self.cuda = Cuda()
         self.entry = entry

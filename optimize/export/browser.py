@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 from optimize.export.publish import staged
+from optimize.measure.receipt import EXAMPLE_FILE
 from optimize.runtime.bundle import Bundle, open_bundle, read_file
 from optimize.runtime.errors import DeviceError, IntegrityError, ResourceError
 from optimize.runtime.loop import calls
@@ -27,7 +28,6 @@ from optimize.runtime.manifest import (
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 """What a page loads of onnxruntime-web: its interface, and the WebAssembly code with its loader."""
 
-EXAMPLE_FILE = "example.safetensors"
 PAGE_SUFFIXES = (".js", ".html", ".css")
 
 

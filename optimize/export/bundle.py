@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optimize.export.engines import EngineRequest, build, check_targets
+from optimize.export.engines import EngineRequest, build, check_loop
 from optimize.export.loop_forms import in_form, tables_of
 from optimize.export.onnx_graphs import OnnxGraphs, onnx_graphs
 from optimize.export.publish import Staging, absolute, check_target, staged
@@ -91,7 +91,7 @@ def export_bundle(
     """
     target = absolute(path)
     check_target(target, overwrite)
-    check_targets(["onnx", *(request.target for request in engines)], loop)
+    check_loop(engines, loop)
     _check_prompting(program)
     engines = [replace(item, program=in_form(item.program, loop, unroll)) for item in engines]
     program = in_form(program, loop, unroll)

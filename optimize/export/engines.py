@@ -79,34 +79,12 @@ def build(
         ResourceError: the library of the target is not installed.
         UnsupportedOpError, InputModelError: a graph cannot be built; says which op.
     """
+    program = request.program
+    names = [name for graph in program.graphs.values() for name in used_weights(graph)]
     own = None
-    if not _is_shared(request.program, shared):
-        names = [n for graph in request.program.graphs.values() for n in used_weights(graph)]
-        own = layout_weights(request.program.weights, names)
+    if not all(shared.holds(name, program.weights[name]) for name in names):
+        own = layout_weights(program.weights, names)
     return _BUILDERS[request.target](request, shared, own, weights_path, tell)
-
-
-def _is_shared(program: Program, shared: Layout) -> bool:
-    """Whether the bundle's weights file has every weight of a program, in its dtype."""
-    kept = {id(tensor) for tensor in shared.tensors}
-    names = {name for graph in program.graphs.values() for name in used_weights(graph)}
-    return all(
-        name in shared.places
-        and shared.places[name].dtype == _stored(program.weights[name]).dtype
-        and (id(program.weights[name]) in kept or _same(program.weights[name], shared, name))
-        for name in names
-    )
-
-
-def _same(weight: torch.Tensor, shared: Layout, name: str) -> bool:
-    """Whether a weight is the memory that the layout writes under its name."""
-    stored = _stored(weight)
-    pointers = {tensor.data_ptr() for tensor in shared.tensors}
-    return stored.numel() == 0 or stored.data_ptr() in pointers
-
-
-def _stored(weight: torch.Tensor) -> torch.Tensor:
-    return torch.view_as_real(weight.resolve_conj()) if weight.is_complex() else weight
 
 
 def _file(target: str, role: str, suffix: str) -> str:
@@ -119,8 +97,8 @@ def precision_of(program: Program) -> Any:
     for weight in program.weights.values():
         if weight.is_floating_point():
             counts[str(DTYPE_NAMES[weight.dtype])] += weight.numel()
-    known = [name for name, _ in counts.most_common() if name in ("bfloat16", "float16")]
-    return known[0] if known and known[0] == counts.most_common(1)[0][0] else "float32"
+    most = counts.most_common(1)[0][0] if counts else "float32"
+    return most if most in ("bfloat16", "float16") else "float32"
 
 
 def _aoti(
@@ -294,23 +272,14 @@ _BUILDERS: Mapping[str, Callable[..., Engine]] = {
 }
 
 
-def check_targets(targets: Sequence[str], loop: str) -> None:
-    """Refuses targets that there are not, before any work is done for them.
+def check_loop(engines: Sequence[EngineRequest], loop: str) -> None:
+    """Refuses native code for a loop inside a graph, before any work is done for it.
 
     Raises:
-        RecipeError: says what there is.
+        RecipeError: says what to export instead.
     """
-    known = ("onnx", *_BUILDERS)
-    unknown = [target for target in targets if target not in known]
-    if unknown or not targets:
+    if loop == "onnx_loop" and engines:
         raise RecipeError(
-            f"unknown target {unknown[0]!r}; known targets: {', '.join(known)}"
-            if unknown
-            else f"target: found none, expected some of {', '.join(known)}"
-        )
-    if loop == "onnx_loop" and set(targets) != {"onnx"}:
-        raise RecipeError(
-            'loop="onnx_loop": found target '
-            f"{next(t for t in targets if t != 'onnx')}, expected onnx alone, whose graphs may "
-            'hold a loop; export with loop="unrolled"'
+            f'loop="onnx_loop": found target {engines[0].target}, expected onnx alone, whose '
+            'graphs may hold a loop; export with loop="unrolled"'
         )

@@ -6,7 +6,7 @@ found at each call. Only graphs for CPUs gain from it: their int8 instructions d
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ def quantized(
                 f"{role}: ONNX Runtime cannot quantise this graph: {error}; leave it in float32"
             ) from error
         made = onnx.load(path)
-    return _without_weights(made)
+    inside = {item.name for item in model.graph.initializer if not _outside(item)}
+    return _without_weights(made, inside)
 
 
 @contextmanager
@@ -98,12 +99,17 @@ def _outside(item: Any) -> bool:
     return bool(item.data_location == TensorProto.EXTERNAL)
 
 
-def _without_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, torch.Tensor]]:
-    """The large initializers are taken out; where they lie is filled in by `placed`."""
+def _without_weights(
+    model: onnx.ModelProto, inside: Collection[str]
+) -> tuple[onnx.ModelProto, dict[str, torch.Tensor]]:
+    """Weights and what was made of them are taken out; where they lie is filled in by `placed`.
+
+    The graph's own constants stay `inside`: another graph may have others of the same name.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for item in model.graph.initializer:
         array = numpy_helper.to_array(item)
-        if array.nbytes >= OUTSIDE_BYTES:
+        if item.name not in inside and array.nbytes >= OUTSIDE_BYTES:
             tensors[item.name] = torch.from_numpy(np.array(array))
             item.ClearField("raw_data")
             item.data_location = TensorProto.EXTERNAL

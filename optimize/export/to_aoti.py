@@ -21,9 +21,7 @@ from optimize.export.to_onnx import check_no_collectives, used_weights
 from optimize.ir.errors import UnsupportedOpError
 from optimize.ir.graph import Graph
 from optimize.kernels.compiled_forms import compiled_forms
-
-MODEL = "model"
-"""The name of the one model in a package, which PyTorch's loaders look for by default."""
+from optimize.runtime.aoti_engine import MODEL
 
 
 @dataclass(frozen=True)

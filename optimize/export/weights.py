@@ -6,6 +6,7 @@ first byte is written.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,6 +50,18 @@ class Layout:
     places: Mapping[str, Place]
     tensors: tuple[torch.Tensor, ...]
     names: tuple[str, ...]
+
+    def holds(self, name: str, weight: torch.Tensor) -> bool:
+        """Whether the file has this very weight under this name."""
+        place = self.places.get(name)
+        if place is None or place.dtype != _real(weight).dtype:
+            return False
+        kept = self._by_name[place.name]
+        return bool(_identity(_real(weight), name) == _identity(kept, place.name))
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, torch.Tensor]:
+        return dict(zip(self.names, self.tensors, strict=True))
 
     def chunks(self) -> Iterator[memoryview]:
         """The bytes of the file, without copying weights that are contiguous on the CPU."""

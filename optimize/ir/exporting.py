@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from optimize.ir.errors import RecipeError
 from optimize.runtime import machine
 from optimize.runtime.errors import ResourceError
+from optimize.runtime.targets import EXTRAS, LIBRARIES
 
 Exporter = Callable[..., Path]
 """(program, path, targets=…, and the options of `Program.export`) → the bundle's folder."""
@@ -38,10 +39,6 @@ def check_form(form: str, unroll: int | None) -> None:
         raise RecipeError(f"unroll: found {unroll}, expected a number of steps of at least 1")
 
 
-LIBRARIES = {"tensorrt-rtx": ("tensorrt_rtx", "rtx"), "tensorrt": ("tensorrt", "tensorrt")}
-"""Target → the library that builds it, and the extra that installs that."""
-
-
 def check_target_names(targets: Sequence[str]) -> None:
     """Refuses a target that there is not or that cannot be built here, before any work for it.
 
@@ -53,12 +50,11 @@ def check_target_names(targets: Sequence[str]) -> None:
     if unknown or not targets:
         found = repr(unknown[0]) if unknown else "none"
         raise RecipeError(f"unknown target {found}; known targets: {', '.join(get_args(Target))}")
-    for target in targets:
-        library, extra = LIBRARIES.get(target, (None, None))
-        if library is not None and machine.version_of(library) is None:
+    for target in (item for item in targets if item in EXTRAS):
+        if machine.version_of(LIBRARIES[target]) is None:
             raise ResourceError(
-                f"target {target}: found no library {library}, which builds it; "
-                f"pip install 'optimize[{extra}]'"
+                f"target {target}: found no library {LIBRARIES[target]}, which builds it; "
+                f"pip install 'optimize[{EXTRAS[target]}]'"
             )
 
 
