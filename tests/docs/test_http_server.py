@@ -2,7 +2,6 @@
 
 import base64
 import http.client
-import importlib.util
 import io
 import json
 import os
@@ -19,20 +18,14 @@ import pytest
 from optimize.export.bundle import export_bundle
 from optimize.runtime import load
 from optimize.runtime.image import grid, png_bytes, to_uint8
+from tests.loading import module_at
 from tests.runtime import toy_language as toy
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docs" / "examples" / "http_server.py"
 
 
-def _module(name, path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-example = _module("http_server", FILE)
+example = module_at(FILE)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +19,8 @@ from optimize.runtime.errors import IntegrityError, ResourceError, UnsafeBundle
 from optimize.runtime.loop import Input
 from optimize.runtime.signing import sign_bundle
 from tests.export import fake_triton as fake
+from tests.loading import module_at
 from tests.runtime import toy_language as toy
-
-
-def _module(name, path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 HERE = Path(__file__).parent
 
@@ -40,7 +32,7 @@ def config_class():
     if found is None:
         pytest.skip("needs the package tritonclient, found none")
     folder = Path(next(iter(found.submodule_search_locations)))
-    return _module("model_config_pb2", folder / "grpc" / "model_config_pb2.py").ModelConfig
+    return module_at(folder / "grpc" / "model_config_pb2.py").ModelConfig
 
 
 @pytest.fixture(scope="module")

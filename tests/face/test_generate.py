@@ -1,6 +1,5 @@
 """`optimize generate`: text on standard output as it comes, or one JSON document."""
 
-import importlib.util
 import io
 import json
 import subprocess
@@ -17,13 +16,9 @@ from optimize.commands.generate import without_controls
 from optimize.export.bundle import export_bundle
 from optimize.runtime.image import save_png
 from optimize.runtime.loop import Input
+from tests.runtime import toy_language as toy
 
 ROOT = Path(__file__).parents[2]
-_place = ROOT / "tests" / "runtime" / "toy_language.py"
-_spec = importlib.util.spec_from_file_location("toy_language_for_generate", _place)
-assert _spec is not None and _spec.loader is not None
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 
 @pytest.fixture(scope="module")

@@ -1,36 +1,22 @@
 """Exports that the system fails at a system call, and many exporters and readers at once."""
 
-import importlib.util
 import multiprocessing
 import shutil
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from optimize.runtime.bundle import open_bundle
 from optimize.runtime.errors import BundleError, ResourceError
-
-BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
+from tests.loading import benchmark
 
 
 @pytest.fixture(scope="module")
 def crash_points():
     """The module benchmarks/crash_points.py."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location(
-            "crash_points", BENCHMARKS / "crash_points.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        # Dataclasses look their module up.
-        sys.modules["crash_points"] = module
-        spec.loader.exec_module(module)
+    with benchmark("crash_points") as module:
         yield module
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 def _may_trace():

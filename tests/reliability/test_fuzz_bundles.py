@@ -1,32 +1,20 @@
 """A sample of the fuzzing of bundles; benchmarks/fuzz_bundles.py does more of the same."""
 
-import importlib.util
 import os
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.loading import benchmark
+
 REQUEST = {"seed": 0, "labels": [1]}
 
 
 @pytest.fixture(scope="module")
 def fuzz():
     """The module benchmarks/fuzz_bundles.py."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location(
-            "fuzz_bundles", BENCHMARKS / "fuzz_bundles.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        # Dataclasses look their module up.
-        sys.modules["fuzz_bundles"] = module
-        spec.loader.exec_module(module)
+    with benchmark("fuzz_bundles") as module:
         yield module
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.mark.parametrize(

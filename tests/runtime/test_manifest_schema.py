@@ -1,7 +1,6 @@
 """The JSON schema: current in docs, met by what is exported, and by nothing that is malformed."""
 
 import copy
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import jsonschema
 import pytest
 
 from optimize.runtime.manifest_schema import manifest_schema
+from tests.loading import module_at
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,9 +26,7 @@ def package(tiny_bundle):
 
 
 def test_the_committed_schema_is_current():
-    spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = module_at(ROOT / "docs" / "build.py")
     assert module.SCHEMA.read_text("utf-8") == module.schema_text(), (
         "docs/manifest.schema.json is not current; run `python docs/build.py --schema`"
     )

@@ -1,7 +1,5 @@
 """Concurrent requests on one session, as benchmarks/soak.py does at length."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,28 +7,19 @@ import pytest
 
 from optimize.export.bundle import export_bundle
 from optimize.runtime import load
+from tests.loading import benchmark
 from tests.runtime import toy_language as toy
 
-HERE = Path(__file__).parent
-BENCHMARKS = HERE.parents[1] / "benchmarks"
 GROWTH_MIB = 8.0
 """What the allocators' pools may grow; one kept answer of each request would be far less."""
-
-
-def _module(name, path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def soak():
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc, which this system lacks")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield _module("soak", BENCHMARKS / "soak.py")
+    with benchmark("soak") as module:
+        yield module
 
 
 @pytest.fixture
