@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from optimize.api import check_budget
 from optimize.export.bundle import export_bundle
@@ -20,7 +20,7 @@ from optimize.export.engines import EngineRequest, precision_of
 from optimize.export.publish import absolute, check_target
 from optimize.export.static_sizes import with_static_sizes
 from optimize.ir.errors import RecipeError
-from optimize.ir.exporting import LoopForm, Precision
+from optimize.ir.exporting import LoopForm, Precision, precisions_of
 from optimize.ir.program import Program, as_arrays
 from optimize.ir.record import Record
 from optimize.ir.report import Report
@@ -60,7 +60,7 @@ def write_bundle(
         page: the HTML report; drawn from `report` when not given.
     """
     check_target(absolute(path), overwrite)
-    wanted = _precisions(precision, targets)
+    wanted = precisions_of(precision, targets)
     given = None if recipe is None else Recipe.load(recipe)
     program = with_static_sizes(program, static or {})
     variants = _Variants(program, given)
@@ -183,35 +183,6 @@ class _Variants:
         if budget.empty:
             budget = DEFAULT_BUDGET
         check_budget(f"precision {precision}", budget, history)
-
-
-def _precisions(
-    precision: Precision | Mapping[str, Precision] | None, targets: Sequence[str]
-) -> dict[str, Precision]:
-    """Target → precision, of those that ask for one.
-
-    Raises:
-        RecipeError: a precision or a target that there is not, or that do not go together.
-    """
-    if precision is None:
-        return {}
-    given = dict.fromkeys(targets, precision) if isinstance(precision, str) else dict(precision)
-    for target, item in given.items():
-        if item not in get_args(Precision):
-            raise RecipeError(
-                f"precision: found {item!r}, expected one of {', '.join(get_args(Precision))}"
-            )
-        if target not in targets:
-            raise RecipeError(
-                f"precision: found one for target {target!r}, expected some of "
-                f"{', '.join(targets)}, which are to be written"
-            )
-        if item == "int8" and target != "onnx":
-            raise RecipeError(
-                f"precision: found int8 for target {target}, expected float32, float16 or "
-                'bfloat16; int8 is for "onnx"'
-            )
-    return given
 
 
 def _numbers(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from optimize.commands.models import HELP, load_model
 from optimize.commands.progress import StageBar
 from optimize.commands.targets import check_out, session_measure
 from optimize.ir.errors import RecipeError
-from optimize.ir.exporting import LoopForm, check_form, check_target_names
+from optimize.ir.exporting import LoopForm, check_form, check_target_names, precisions_of
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=HELP, show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")]
@@ -140,9 +140,11 @@ def export_options(
         if not size.isdecimal():
             raise RecipeError(f"--static {item}: expected NAME=SIZE, such as batch=2")
         sizes[name] = int(size)
+    precision: Any = for_all[0] if for_all else {name: value for name, _, value in given} or None
+    precisions_of(precision, names)
     return {
         "target": names,
-        "precision": for_all[0] if for_all else {name: value for name, _, value in given} or None,
+        "precision": precision,
         "static": sizes or None,
         "capabilities": capabilities,
         "example": True,

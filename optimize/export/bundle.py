@@ -96,13 +96,13 @@ def export_bundle(
     engines = [replace(item, program=in_form(item.program, loop, unroll)) for item in engines]
     program = in_form(program, loop, unroll)
     extra = _extra_files(program, extra_files or {})
+    start = time.monotonic()
     onnx = onnx_graphs(program, loop, int8)
     fixed = (WEIGHTS_FILE, TABLES_FILE, MANIFEST_FILE, SIGNATURE_FILE)
     taken = [*onnx.files().values(), *fixed]
     _check_names(extra, taken)
     with staged(target, overwrite=overwrite) as staging:
         writer = _Writer(staging, progress or _silent)
-        start = time.monotonic()
         writer.write(WEIGHTS_FILE, onnx.layout.chunks())
         for role, name in onnx.files().items():
             content = onnx.graphs[role].model.SerializeToString(deterministic=True)
@@ -185,7 +185,7 @@ class _Writer:
         """Bytes of a target's files, and the seconds since `start`."""
         folder = GRAPHS_FOLDER if target == "onnx" else f"{ENGINES_FOLDER}/{target}"
         sizes = [entry.size for name, entry in self.files.items() if name.startswith(f"{folder}/")]
-        return {"bytes": sum(sizes), "seconds": round(time.monotonic() - start, 1)}
+        return {"bytes": sum(sizes), "seconds": round(time.monotonic() - start, 3)}
 
 
 def _silent(name: str) -> None:

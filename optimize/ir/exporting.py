@@ -1,6 +1,6 @@
 """Where `Program.export` finds the exporter, which comes after `ir` in the import order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -56,6 +56,35 @@ def check_target_names(targets: Sequence[str]) -> None:
                 f"target {target}: found no library {LIBRARIES[target]}, which builds it; "
                 f"pip install 'optimize[{EXTRAS[target]}]'"
             )
+
+
+def precisions_of(
+    precision: Precision | Mapping[str, Precision] | None, targets: Sequence[str]
+) -> dict[str, Precision]:
+    """Target → precision, of those that ask for one; checked before any work is done for it.
+
+    Raises:
+        RecipeError: a precision or a target that there is not, or that do not go together.
+    """
+    if precision is None:
+        return {}
+    given = dict.fromkeys(targets, precision) if isinstance(precision, str) else dict(precision)
+    for target, item in given.items():
+        if item not in get_args(Precision):
+            raise RecipeError(
+                f"precision: found {item!r}, expected one of {', '.join(get_args(Precision))}"
+            )
+        if target not in targets:
+            raise RecipeError(
+                f"precision: found one for target {target!r}, expected some of "
+                f"{', '.join(targets)}, which are to be written"
+            )
+        if item == "int8" and target != "onnx":
+            raise RecipeError(
+                f"precision: found int8 for target {target}, expected float32, float16 or "
+                'bfloat16; int8 is for "onnx"'
+            )
+    return given
 
 
 def export(program: Any, path: Any, target: str | Sequence[str], **options: Any) -> Path:

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -60,7 +60,14 @@ def render_html(report: Report, samples: Sequence[Samples] = (), title: str = "R
         tokens=_tokens(report),
         pruning_note=pruning_note(report),
         options={record.name: plain(record.options) for record in report.passes},
+        node_count=_node_count,
     )
+
+
+def _node_count(target: Mapping[str, Any]) -> str:
+    """How many nodes the graphs of a target have; empty where it has no ONNX graphs."""
+    graphs = target.get("nodes")
+    return "" if graphs is None else str(sum(sum(ops.values()) for ops in graphs.values()))
 
 
 def render_page(template: str, title: str, **values: Any) -> str:

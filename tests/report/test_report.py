@@ -154,6 +154,25 @@ def test_page_shows_maps_curve_and_rows() -> None:
     assert render_html(REPORT) == render_html(REPORT)
 
 
+def test_page_shows_targets_and_the_receipt() -> None:
+    targets = {
+        "onnx": {
+            "precision": "int8",
+            "relative_error": 0.005,
+            "bytes": 946_173,
+            "seconds": 1.5,
+            "nodes": {"denoiser": {"Mul": 84, "Add<b>": 60}, "solver": {"Add": 1}},
+        },
+        "aoti": {"precision": "float32", "bytes": 3_000_000, "seconds": 20.0},
+    }
+    receipt = {"seconds": 0.25, "relative_error": 0.0052, "machine": "x86_64, 2 cores"}
+    page = render_html(Report((), targets=targets, receipt=receipt))
+    assert "<td>int8</td>" in page and "<td>145</td>" in page and "0.005" in page
+    assert "onnx, denoiser: 84 Mul, 60 Add&lt;b&gt;" in page and "Add<b>" not in page
+    assert "x86_64, 2 cores, with a relative error of 0.0052" in page
+    assert "<h2>Targets</h2>" not in render_html(Report(()))
+
+
 def test_grid_places_pictures_row_by_row() -> None:
     pictures = [np.full((2, 2), value, np.uint8) for value in (1, 2, 3)]
     canvas = grid(pictures, columns=2, gap=1)
