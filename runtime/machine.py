@@ -17,6 +17,12 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 }
 """Library → the distributions that carry it."""
 
+LIBRARIES = {"aoti": "torch", "tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+"""Target → the library that runs it, and must be the version that built it."""
+
+EXTRAS = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
+"""Target → the extra that installs its library."""
+
 _MAJOR, _MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of the CUDA driver."""
 

@@ -9,12 +9,6 @@ from optimize.runtime.manifest import EngineEntry, Manifest
 PREFERENCE = ("tensorrt-rtx", "tensorrt", "aoti")
 """Native targets of a GPU, the one to try first coming first."""
 
-LIBRARIES = {"aoti": "torch", "tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-"""Target → the library that runs it, and must be the version that built it."""
-
-EXTRAS = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
-"""Target → the extra that installs its library."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -81,7 +75,7 @@ def _best(manifest: Manifest, trusted: bool) -> Choice:
 
 def why_not(target: str, engine: EngineEntry) -> str | None:
     """Why this machine cannot run an engine; None where it can."""
-    library = LIBRARIES[target]
+    library = machine.LIBRARIES[target]
     found = machine.version_of(library)
     wanted = engine.built_with.get(library)
     if found != wanted:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from optimize.runtime import bfloat16
 from optimize.runtime.errors import CorruptBundle, DeviceError, ResourceError
+from optimize.runtime.machine import EXTRAS
 from optimize.runtime.manifest import EngineEntry, EngineTarget
 from optimize.runtime.request import numpy_dtype
-from optimize.runtime.targets import EXTRAS
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
 """Target → the module of its library."""

@@ -23,6 +23,7 @@ from optimize.ir.graph import hint
 from optimize.ir.program import Program
 from optimize.ir.torch_engine import DTYPE_NAMES
 from optimize.runtime import machine
+from optimize.runtime.machine import LIBRARIES
 from optimize.runtime.manifest import (
     ENGINES_FOLDER,
     WEIGHTS_FILE,
@@ -31,7 +32,6 @@ from optimize.runtime.manifest import (
     EngineGraph,
     EngineTarget,
 )
-from optimize.runtime.targets import LIBRARIES
 
 GROWTH = 4
 """How many times the traced size of a dimension an engine takes, where nothing else is said."""

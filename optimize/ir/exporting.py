@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 from optimize.ir.errors import RecipeError
 from optimize.runtime import machine
 from optimize.runtime.errors import ResourceError
-from optimize.runtime.targets import EXTRAS, LIBRARIES
 
 Exporter = Callable[..., Path]
 """(program, path, targets=…, and the options of `Program.export`) → the bundle's folder."""
@@ -50,11 +49,11 @@ def check_target_names(targets: Sequence[str]) -> None:
     if unknown or not targets:
         found = repr(unknown[0]) if unknown else "none"
         raise RecipeError(f"unknown target {found}; known targets: {', '.join(get_args(Target))}")
-    for target in (item for item in targets if item in EXTRAS):
-        if machine.version_of(LIBRARIES[target]) is None:
+    for target in (item for item in targets if item in machine.EXTRAS):
+        if machine.version_of(machine.LIBRARIES[target]) is None:
             raise ResourceError(
-                f"target {target}: found no library {LIBRARIES[target]}, which builds it; "
-                f"pip install 'optimize[{EXTRAS[target]}]'"
+                f"target {target}: found no library {machine.LIBRARIES[target]}, which builds it; "
+                f"pip install 'optimize[{machine.EXTRAS[target]}]'"
             )
 
 
