@@ -7,7 +7,7 @@ and file systems that lose links still make a whole wheel.
 from setuptools import find_namespace_packages, setup
 
 FOLDERS = ("runtime", "kernels", "passes", "recipes")
-DATA = "py.typed *.yaml *.safetensors *.json *.md *.j2 *.css *.html *.js *.npz *.txt".split()
+DATA = "py.typed *.yaml *.yml *.safetensors *.json *.md *.j2 *.css *.html *.js *.npz *.txt".split()
 
 package_dir = {f"optimize.{folder}": folder for folder in FOLDERS}
 packages = find_namespace_packages(

@@ -29,6 +29,8 @@ COMMANDS = {
     "export": "export:export",
     "generate": "generate:generate",
     "bench": "bench:bench",
+    "gate": "gate:gate",
+    "gate history": "gate:gate_history",
     "verify": "verify:verify",
     "sign": "sign:sign",
     "recipes": "lists:recipes",
@@ -87,6 +89,8 @@ def run_command(arguments: list[str]) -> int:
     show_trace = "--traceback" in arguments
     # `--traceback` works before and after the command.
     arguments = [item for item in arguments if item != "--traceback"]
+    if " ".join(arguments[:2]) in COMMANDS:
+        arguments = [" ".join(arguments[:2]), *arguments[2:]]
     try:
         result: Any = app(arguments, prog_name="optimize", standalone_mode=False)
     except typer.TyperException as error:

@@ -8,6 +8,7 @@ OptimizeError
 ├── PassError                 exit 6   a pass broke a graph: a defect of the pass, not of the input
 ├── ProcessError              exit 4   another process of the same run ended or did not answer
 ├── NumericsError             exit 1   NaN or Inf, or an oracle that failed
+├── GateError                 exit 2   a gate that cannot be held: its policy, baseline or a side
 └── QualityError              exit 1   over the quality budget, or a metric that cannot decide
 """
 
@@ -65,3 +66,9 @@ class QualityError(OptimizeError, ValueError):
 
     code = "quality"
     exit_code = 1
+
+
+class GateError(OptimizeError, ValueError):
+    """A gate that cannot be held: of its policy, its baseline, or a side that cannot run."""
+
+    code = "gate"

@@ -103,13 +103,7 @@ class Speed:
 
 def measure_speed(answer: Callable[[], object], repeats: int = 7) -> Speed:
     """Times a request in turns with the fixed work, after one round of warm-up."""
-    matrix = np.random.default_rng(0).standard_normal((_WORK_SIZE, _WORK_SIZE)).astype(np.float32)
-
-    def work() -> None:
-        for _ in range(8):
-            np.matmul(matrix, matrix)
-
-    seconds = interleaved_seconds({"request": answer, "work": work}, repeats)
+    seconds = interleaved_seconds({"request": answer, "work": fixed_work()}, repeats)
     pairs = zip(seconds["request"], seconds["work"], strict=True)
     return Speed(
         seconds=statistics.median(seconds["request"]),
@@ -119,12 +113,24 @@ def measure_speed(answer: Callable[[], object], repeats: int = 7) -> Speed:
     )
 
 
+def fixed_work() -> Callable[[], object]:
+    """A few milliseconds of matrix products, the same everywhere."""
+    matrix = np.random.default_rng(0).standard_normal((_WORK_SIZE, _WORK_SIZE)).astype(np.float32)
+
+    def work() -> None:
+        for _ in range(8):
+            np.matmul(matrix, matrix)
+
+    return work
+
+
 def fingerprint() -> str:
     """Processor, cores and system: speeds of machines that differ in them are not comparable."""
-    return f"{platform.machine()}, {_processor()}, {os.cpu_count()} cores, {platform.system()}"
+    return f"{platform.machine()}, {processor()}, {os.cpu_count()} cores, {platform.system()}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.partition(":")[2].strip() for line in file if "model name" in line]

@@ -1,0 +1,1 @@
+"""Perf gates: is a bundle slower, larger or worse than the one before it."""
