@@ -15,7 +15,7 @@ A policy has no logic. Everything wrong with it is listed at once.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,18 @@ def load_policy(source: "str | os.PathLike[str] | Mapping[str, Any] | Policy | N
     if problems or policy is None:
         raise GateError("\n  ".join([f"policy {name}:", *problems]))
     return policy
+
+
+def with_options(policy: Policy, options: Mapping[str, Any]) -> Policy:
+    """A policy with other options; limits may stand among them by their own names.
+
+    Raises:
+        GateError: an option is unknown or out of range.
+    """
+    limits = {name: value for name, value in options.items() if name in LIMITS}
+    others = {name: value for name, value in options.items() if name not in LIMITS}
+    given = {**asdict(policy), **others}
+    return load_policy(given | {"limits": {**given["limits"], **limits}})
 
 
 def _read(path: Path) -> bytes:

@@ -72,9 +72,9 @@ def _flag(config: pytest.Config, name: str) -> bool:
 def _path(config: pytest.Config, name: str) -> Path | None:
     given = config.getoption(f"--optimize-gate-{name}")
     if given:
-        return Path(config.invocation_params.dir) / given
-    ini = config.getini(_ini(name))
-    return config.rootpath / str(ini) if ini else None
+        return Path(config.invocation_params.dir) / str(given)
+    ini = str(config.getini(_ini(name)))
+    return Path(config.rootpath) / ini if ini else None
 
 
 @pytest.fixture
@@ -141,22 +141,13 @@ class PerfGate:
         return folder / f"{''.join(kept)[-150:]}{number}.json"
 
     def _policy(self) -> Policy:
-        from dataclasses import replace
-
-        from optimize.gate.policy import LIMITS, load_policy
+        """The policy of the file, with the options of the test's markers, the nearest last."""
+        from optimize.gate.policy import load_policy, with_options
 
         policy = load_policy(_path(self._config, "policy"))
-        given: dict[str, Any] = {}
         for marker in reversed(list(self._request.node.iter_markers("perf_gate"))):
-            given |= marker.kwargs
-        limits = {name: value for name, value in given.items() if name in LIMITS}
-        others = {name: value for name, value in given.items() if name not in LIMITS}
-        # A mapping is checked as a file is; unknown names are refused with the nearest.
-        known = {name: getattr(policy, name) for name in ("quality", "stored", "confidence")}
-        known |= {"seconds": policy.seconds, "threads": policy.threads}
-        lists = {"ignore": list(policy.ignore), "allow": list(policy.allow)}
-        checked = load_policy(known | lists | others | {"limits": {**policy.limits, **limits}})
-        return replace(checked)
+            policy = with_options(policy, marker.kwargs)
+        return policy
 
     def _clock(self) -> bool:
         """Whether times are measured: never beside other workers, unless told to."""
