@@ -11,7 +11,7 @@ from optimize.gate.policy import Policy
 from optimize.gate.sides import SideFailed
 from optimize.gate.stored import WorkRatio
 from optimize.gate.timing import NAMES
-from optimize.ir.errors import GateError
+from optimize.ir.errors import GateError, QualityError
 from optimize.measure.quality import Interval
 from optimize.measure.receipt import StoredExample
 from optimize.passes.pipeline import results_error
@@ -96,8 +96,11 @@ def example_check(
     results: Mapping[str, Any], stored: StoredExample, limit: float, policy: Policy
 ) -> Check:
     """Results of the stored request against the stored ones."""
-    error = results_error([dict(results)], [dict(stored.results)])
-    good = math.isfinite(error) and error <= limit
+    try:
+        error = results_error([dict(results)], [dict(stored.results)])
+    except QualityError:
+        error = math.inf
+    good = error <= limit
     text = f"stored request: relative error {error:.3g}, limit {limit:.3g}"
     if not good:
         text += "; the bundle does not give what it gave when it was made"

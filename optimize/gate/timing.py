@@ -21,7 +21,7 @@ from optimize.ir.errors import QualityError
 from optimize.ir.report import amount, seconds_text
 from optimize.measure.quality import Interval
 
-FIRST_LOOK = 6
+FIRST_LOOK = 8
 """Requests of each side before anything is decided."""
 LOOK_GROWTH = 1.4
 """Factor between the numbers of requests after which the samples are looked at."""
@@ -158,6 +158,12 @@ def _time_check(metric: TimeMetric, samples: Samples, policy: Policy) -> Check:
     # Each metric may err in a part of the cases in which one of them may.
     confidence = 1 - (1 - policy.confidence) / len(TIME_METRICS)
     seconds = samples.array(metric)
+    if len(seconds) < FIRST_LOOK:
+        text = (
+            f"{name}: found time for {len(seconds)} requests, expected at least {FIRST_LOOK}; give "
+            "the policy more `seconds`, or the bundle a shorter stored request"
+        )
+        return Check(metric, "inconclusive", text, limit=limit, gates=gates)
     try:
         found = ratio(seconds, confidence)
     except QualityError as error:
