@@ -12,14 +12,13 @@ from optimize.kernels.tile_attention import triton_kernel
 from optimize.kernels.tile_attention.pattern import TilePattern, pattern_of, spread_references
 from optimize.kernels.tile_attention.schema import form_of
 from optimize.kernels.tile_attention.triton_blocks import Blocks, blocks_of
-from optimize.kernels.triton_compile import ARCHITECTURES, POINTERS, Usage, compile_ahead, usage_of
+from optimize.kernels.triton_compile import POINTERS, Usage, compile_ahead, usage_of
 
 DEFAULT_PATTERN = TilePattern(8, 3600, spread_references(8, 2))
 
 # Per multiprocessor: threads, KiB of shared memory. Registers are 65,536 on all of them, and each
 # program takes 1 KiB of shared memory besides its own.
-_LIMITS = ((2048, 164), (2048, 228), (2048, 228), (1536, 100))
-MULTIPROCESSORS = dict(zip(ARCHITECTURES, _LIMITS, strict=True))
+MULTIPROCESSORS = {80: (2048, 164), 90: (2048, 228), 100: (2048, 228), 120: (1536, 100)}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from optimize.ir.program import Program
-from optimize.kernels.catalog import ONNX_LOWERINGS
+from optimize.kernels.triton_forms import TRITON_FORMS
 from optimize.measure.cost import arguments_on_meta, node_flops
 
 MOST_FORMS = 3
@@ -37,15 +37,12 @@ def kernel_facts(program: Program) -> tuple[Facts, list[str]]:
     try:
         # Triton takes a moment to import, and is not there on every system.
         from optimize.kernels.triton_compile import ARCHITECTURES, Usage, usage_of
-        from optimize.kernels.triton_forms import TRITON_FORMS
     except ImportError as error:
         return {}, [f"kernels: not compiled, Triton cannot be imported: {error}"]
     facts: Facts = {}
     notes = []
     names = [item.name for item in fields(Usage)]
     for op, nodes in calls.items():
-        if op not in TRITON_FORMS:
-            continue
         short = op.partition("::")[2]
         forms, left_out = _forms(nodes)
         if left_out:
@@ -69,13 +66,13 @@ def kernel_facts(program: Program) -> tuple[Facts, list[str]]:
 
 
 def _calls(program: Program) -> dict[str, list[fx.Node]]:
-    """Op of ours → the nodes that call it."""
+    """Op that has a Triton form → the nodes that call it."""
     calls: dict[str, list[fx.Node]] = {}
     for _, graph in sorted(program.graphs.items()):
         for node in graph.graph.nodes:
             packet = getattr(node.target, "overloadpacket", None)
             op = getattr(packet, "_qualified_op_name", "")
-            if op in ONNX_LOWERINGS:
+            if op in TRITON_FORMS:
                 calls.setdefault(op, []).append(node)
     return dict(sorted(calls.items()))
 
