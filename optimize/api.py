@@ -21,6 +21,7 @@ from optimize.passes.catalog import latest_position
 from optimize.passes.drafts.catalog import register_loader
 from optimize.passes.pipeline import Entry, Measure, Progress, run_passes
 from optimize.passes.shard_sequence import ShardSequence
+from optimize.recipes.lock import note_on
 from optimize.recipes.recipe import Budget, Recipe
 
 
@@ -99,7 +100,13 @@ def apply_recipe(
         verify: compare results; without, no budget is checked.
         measure: seconds per request on the target; drops optional passes that do not pay.
         progress: as for `optimize`.
+    Raises:
+        RecipeError: the recipe is locked to another model, or a required pass does not apply.
+        QualityError: the result changed by more than the budget.
     """
+    note = None
+    if recipe.lock is not None:
+        note = note_on(recipe.lock, program.source_digest, recipe.name, verify)
     calibration = requests(program, recipe.calibration, examples)
     with _Bar(progress) as bar:
         after = run_passes(
@@ -110,6 +117,8 @@ def apply_recipe(
             measure=measure,
             progress=bar,
         )
+    if note is not None:
+        after = replace(after, notes=(*after.notes, note))
     if verify:
         check_budget(f"recipe {recipe.name}", recipe.budget, after.history)
         return with_active_tokens(after, calibration[0])

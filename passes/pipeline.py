@@ -72,6 +72,8 @@ def run_passes(
         NumericsError: an oracle does not hold, or results are not finite.
     """
     entries = [item if isinstance(item, Entry) else Entry(item) for item in passes]
+    if entries:
+        program = replace(program, source=program.source_digest)
     pipeline = _Pipeline(program, entries, verify, calibration, measure, progress)
     for position in range(len(entries)):
         pipeline.run(position)
@@ -129,7 +131,8 @@ class _Pipeline:
             self._decline(entry, str(reason), start)
             return
         item = fitted.item
-        after = replace(rewritten.program, history=self.program.history)
+        kept = self.program
+        after = replace(rewritten.program, history=kept.history, source=kept.source)
         self._tell(f"{item.name}: check", position * len(STAGES) + 1)
         check_program(after, item.name)
         oracles, error, results = self._verified(position, item, after)

@@ -35,11 +35,12 @@ from optimize.passes.pass_base import Pass
 from optimize.passes.pipeline import Entry
 from optimize.passes.shard_sequence import MAX_PROCESSES, ShardSequence
 from optimize.recipes.entries import entry_data, read_entries
+from optimize.recipes.lock import Lock
 from optimize.recipes.options import build, nearest, plain
 from optimize.recipes.strict_yaml import MAX_BYTES, REFUSED, Node, decode, from_python, parse
 
 LIBRARY = Path(__file__).parent / "library"
-KEYS = ("passes", "budget", "target", "calibration", "parallel")
+KEYS = ("passes", "budget", "target", "calibration", "parallel", "lock")
 
 APART = {
     "shard_sequence": "`sequence` makes one, leave it out",
@@ -76,6 +77,11 @@ class Budget:
     def empty(self) -> bool:
         return self == Budget()
 
+    def limits(self) -> dict[str, float]:
+        """Metric → limit, of those that are limited."""
+        given = dataclasses.asdict(self).items()
+        return {name: limit for name, limit in given if limit is not None}
+
 
 @dataclass(frozen=True)
 class Parallel:
@@ -98,7 +104,10 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe; make one with `Recipe.load`."""
+    """A checked recipe; make one with `Recipe.load`.
+
+    `lock` binds it to the model that it was made for; `optimize.api.apply_recipe` compares.
+    """
 
     passes: tuple[Entry, ...]
     budget: Budget = field(default_factory=Budget)
@@ -106,6 +115,7 @@ class Recipe:
     calibration: Calibration = field(default_factory=Calibration)
     name: str = "recipe"
     parallel: Parallel = field(default_factory=Parallel)
+    lock: Lock | None = None
 
     @classmethod
     def load(
@@ -152,16 +162,17 @@ class Recipe:
         """The recipe as plain data that `Recipe.load` reads back."""
         data: dict[str, Any] = {"passes": [entry_data(entry) for entry in self.passes]}
         if not self.budget.empty:
-            given = dataclasses.asdict(self.budget).items()
-            data["budget"] = {name: limit for name, limit in given if limit is not None}
+            data["budget"] = self.budget.limits()
         data["target"] = self.target
         if self.calibration != Calibration():
             data["calibration"] = dataclasses.asdict(self.calibration)
         if self.parallel != Parallel():
             data["parallel"] = dataclasses.asdict(self.parallel)
+        if self.lock is not None:
+            data["lock"] = self.lock.to_dict()
         return data
 
-    def locked(self, history: Sequence[Record]) -> "Recipe":
+    def locked(self, history: Sequence[Record], lock: Lock | None = None) -> "Recipe":
         """What was done: the passes that applied, with the options that they found by trying.
 
         A run of it searches for nothing, leaves out what this run left out, and nothing else:
@@ -169,6 +180,7 @@ class Recipe:
 
         Args:
             history: of a program after this recipe; its last records are those of the passes.
+            lock: what the result is bound to.
         Raises:
             RecipeError: the history is not this recipe's.
         """
@@ -190,7 +202,8 @@ class Recipe:
             for entry, record in zip(self.passes, records, strict=True)
             if record.declined is None
         )
-        return replace(self, passes=entries, name=f"{self.name}.lock")
+        name = f"{self.name.removesuffix('.lock')}.lock"
+        return replace(self, passes=entries, name=name, lock=lock)
 
     @property
     def _items(self) -> list[Pass]:
@@ -278,9 +291,10 @@ def _checked(
                 f"{node.where}: unknown target {shown!r}; "
                 + nearest(shown, get_args(Target), "targets")
             )
+    lock = build(Lock, given["lock"], "lock", problems) if "lock" in given else None
     if problems:
         return None
-    return Recipe(tuple(entries), budget, target, calibration, name, parallel)  # type: ignore[arg-type]
+    return Recipe(tuple(entries), budget, target, calibration, name, parallel, lock)  # type: ignore[arg-type]
 
 
 def _without_tuples(data: Any) -> Any:

@@ -11,6 +11,9 @@ VECTOR_FLAGS = ("avx", "amx", "fma", "f16c", "bmi", "sse4")
 """How the names of processor features begin that compilers use without being told at run time."""
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "numpy": ("numpy",),
+    "onnx": ("onnx",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "torch": ("torch",),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "tensorrt_rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),

@@ -29,7 +29,7 @@ from optimize.kernels.tile_attention import triton_kernel
 from optimize.kernels.tile_attention.pattern import TilePattern, pattern_of
 from optimize.kernels.tile_attention.schema import TRITON_WIDTH
 from optimize.kernels.tile_attention.triton_blocks import Blocks, blocks_of
-from optimize.kernels.tile_attention.triton_tuning import POINTERS
+from optimize.kernels.triton_compile import POINTERS
 
 NAME = "optimize::tile_attention"
 TENSORS = ("query", "key", "value", "result")

@@ -1,24 +1,19 @@
 """What the Triton kernel uses of a GPU, compiled without one, and a search for block sizes."""
 
-import re
-import subprocess
-import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from optimize.kernels.tile_attention import triton_kernel
-from optimize.kernels.tile_attention.pattern import TilePattern, spread_references
+from optimize.kernels.tile_attention.pattern import TilePattern, pattern_of, spread_references
+from optimize.kernels.tile_attention.schema import form_of
 from optimize.kernels.tile_attention.triton_blocks import Blocks, blocks_of
+from optimize.kernels.triton_compile import POINTERS, Usage, compile_ahead, usage_of
 
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 DEFAULT_PATTERN = TilePattern(8, 3600, spread_references(8, 2))
 
 # Per multiprocessor: threads, KiB of shared memory. Registers are 65,536 on all of them, and each
@@ -27,24 +22,46 @@ MULTIPROCESSORS = {80: (2048, 164), 90: (2048, 228), 100: (2048, 228), 120: (153
 
 
 @dataclass(frozen=True)
-class Resources:
-    """What one compiled kernel uses.
+class Resources(Usage):
+    """What one compiled kernel uses, and how much of a multiprocessor that leaves in use.
 
     Attributes:
-        registers: per thread.
-        spill_bytes: stack and local memory per thread.
-        shared_bytes: per program.
         warps: per program.
         programs: how many fit on a multiprocessor.
         occupancy: the share of its threads that are then in use, in [0, 1].
     """
 
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
     warps: int
     programs: int
     occupancy: float
+
+
+def compile_call(
+    capability: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    frames: int,
+    tokens_per_frame: int,
+    references: Sequence[int],
+    prefix: int = 0,
+    suffix: int = 0,
+    mask: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> Any | None:
+    """The kernel that a call of the op runs on a GPU; None where the op computes densely there.
+
+    Args:
+        capability: 10 * major + minor of the GPU.
+        query: and the others as the op takes them; of tensors only dtype and width count.
+    """
+    pattern = pattern_of(frames, tokens_per_frame, references, prefix, suffix)
+    width, value_width = query.shape[3], value.shape[3]
+    form = form_of("cuda", query.dtype, max(width, value_width))
+    if form != "triton" or pattern.is_dense:
+        return None
+    kind = None if mask is None else "bool" if mask.dtype == torch.bool else "added"
+    return compile_for(capability, query.dtype, width, kind, pattern, value_width=value_width)
 
 
 def compile_for(
@@ -54,6 +71,7 @@ def compile_for(
     mask: str | None = None,
     pattern: TilePattern = DEFAULT_PATTERN,
     blocks: Blocks | None = None,
+    value_width: int | None = None,
 ) -> Any:
     """The kernel for a GPU that need not be here, as Triton's compiled kernel.
 
@@ -62,60 +80,36 @@ def compile_for(
         dtype: float16, bfloat16 or float32.
         width: head dimension.
         mask: None, "bool" or "added".
+        value_width: head dimension of the values; by default `width`.
     """
-    blocks = blocks or blocks_of(capability, dtype, width)
-    pointer = POINTERS[dtype]
-    kinds: dict[str, Any] = dict.fromkeys(("query", "key", "value", "mask", "result"), pointer)
+    value_width = width if value_width is None else value_width
+    blocks = blocks or blocks_of(capability, dtype, max(width, value_width))
+    tensors = ("query", "key", "value", "mask", "result")
+    kinds: dict[str, Any] = dict.fromkeys(tensors, POINTERS[dtype])
     kinds |= {"scale": "fp32", "heads": "i32"}
-    names = ("query", "key", "value", "mask", "result")
-    kinds |= {f"{name}_strides": ("i32",) * (2 if name == "mask" else 3) for name in names}
-    constants: dict[str, Any] = triton_kernel.constants(pattern, width, width, blocks)
+    kinds |= {f"{name}_strides": ("i32",) * (2 if name == "mask" else 3) for name in tensors}
+    constants: dict[str, Any] = triton_kernel.constants(pattern, width, value_width, blocks)
     if mask is None:
-        kinds |= {"mask": "constexpr", "mask_strides": "constexpr"}
         constants |= {"mask": None, "mask_strides": None}
     elif mask == "bool":
         kinds["mask"] = "*i8"
-    signature = {
-        name: "constexpr" if name in constants else kinds[name]
-        for name in triton_kernel._kernel.arg_names
-    }
-    return triton.compile(
-        ASTSource(triton_kernel._kernel, signature, constants, _alignment(signature)),
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": blocks.warps, "num_stages": blocks.stages},
+    return compile_ahead(
+        triton_kernel._kernel,
+        kinds,
+        constants,
+        capability,
+        unaligned=("heads", "mask_strides"),
+        num_warps=blocks.warps,
+        num_stages=blocks.stages,
     )
 
 
-def _alignment(signature: dict[str, Any]) -> dict[tuple[int, ...], Any]:
-    """What a launch finds: addresses and strides are multiples of 16, except the mask's strides."""
-    aligned = [["tt.divisibility", 16]]
-    attributes: dict[tuple[int, ...], Any] = {}
-    for position, (name, kind) in enumerate(signature.items()):
-        if isinstance(kind, tuple) and name != "mask_strides":
-            attributes |= {(position, place): aligned for place in range(len(kind))}
-        elif isinstance(kind, str) and kind.startswith("*"):
-            attributes[(position,)] = aligned
-    return attributes
-
-
 def resources_of(kernel: Any, capability: int) -> Resources:
-    """What a compiled kernel uses, as cuobjdump says, and its estimated occupancy."""
-    with tempfile.TemporaryDirectory() as folder:
-        binary = Path(folder) / "kernel.cubin"
-        binary.write_bytes(kernel.asm["cubin"])
-        listing = subprocess.run(
-            [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", binary],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    (line,) = [line for line in listing.splitlines() if "REG:" in line]
-    used = {name: int(size) for name, size in re.findall(r"([A-Z]+):(\d+)", line)}
-    warps, shared = kernel.metadata.num_warps, kernel.metadata.shared
-    programs = programs_at_once(capability, used["REG"], shared, warps)
+    """What a compiled kernel uses, and its estimated occupancy."""
+    used, warps = usage_of(kernel), kernel.metadata.num_warps
+    programs = programs_at_once(capability, used.registers, used.shared_bytes, warps)
     share = programs * warps * 32 / MULTIPROCESSORS[capability][0]
-    spilled = used["STACK"] + used["LOCAL"]
-    return Resources(used["REG"], spilled, shared, warps, programs, share)
+    return Resources(**asdict(used), warps=warps, programs=programs, occupancy=share)
 
 
 def programs_at_once(capability: int, registers: int, shared_bytes: int, warps: int) -> int:

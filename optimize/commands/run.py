@@ -1,5 +1,7 @@
 """`optimize run`: a model becomes a bundle by a recipe."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,6 +107,7 @@ def run(
                 unroll=unroll,
                 overwrite=overwrite,
                 recipe=checked.to_dict(),
+                baseline=before,
             )
     if rank > 0:
         return
@@ -161,7 +164,9 @@ def check_exportable(processes: int) -> None:
 
 
 def show_report(report: Any, out: Path | None, as_json: bool) -> None:
-    """Prints what passes did and where the bundle lies."""
+    """Prints what passes did, what the bundle's own report says of it, and where it lies."""
+    if out is not None:
+        report = with_facts(report, out)
     if as_json:
         data = report.to_dict()
         data["bundle"] = None if out is None else str(out)
@@ -170,7 +175,14 @@ def show_report(report: Any, out: Path | None, as_json: bool) -> None:
     from optimize.report.terminal import print_report
 
     output = console()
-    if report.passes:
-        print_report(report, output)
+    print_report(report, output)
     if out is not None:
         output.print(Text(f"bundle written to {out}"))
+
+
+def with_facts(report: Any, out: Path) -> Any:
+    """The report with what was found out while the bundle was written."""
+    data = json.loads((out / "report.json").read_text("utf-8"))
+    names = ("targets", "receipt", "costs", "source", "budget", "kernels")
+    found = {name: data[name] for name in names}
+    return replace(report, notes=tuple(data["notes"]), **found)

@@ -13,6 +13,7 @@ from optimize.commands.progress import StageBar
 
 LIMIT = 1e-4
 INCONCLUSIVE = 3
+REPLACE_RECEIPT = "its figures are not of this bundle; export the bundle again"
 SLOWER = 1.25
 """How many times the promised time a request may take, the fixed work taken out."""
 
@@ -92,7 +93,8 @@ def verify(
     if model is not None:
         with StageBar(quiet=as_json) as bar:
             checks["model"] = _check(_error_against(model, bundle, request, results, bar), bound)
-    good = all(check["holds"] for check in checks.values())
+    receipt = _receipt_check(report, manifest)
+    good = all(check["holds"] for check in checks.values()) and receipt["holds"]
     verdict, code = ("pass", 0) if good else ("fail", 1)
     if good and speed is not None and speed["verdict"] != "pass":
         verdict = speed["verdict"]
@@ -107,6 +109,7 @@ def verify(
         "results": {name: list(array.shape) for name, array in results.items()},
         "checks": checks,
         "error": checks.get("model", checks.get("stored results", {})).get("error"),
+        "receipt": receipt,
         "speed": speed,
         "verdict": verdict,
     }
@@ -139,6 +142,32 @@ def _report(bundle: str) -> dict[str, Any]:
     content = read_file(bundle, "report.json")
     data = {} if content is None else strict_json(content.tobytes(), "report.json")
     return data if isinstance(data, dict) else {}
+
+
+def _receipt_check(report: dict[str, Any], manifest: Any) -> dict[str, Any]:
+    """Whether the receipt is of the graphs, weights and tables that the bundle has."""
+    from optimize.runtime.manifest import TABLES_FILE, WEIGHTS_FILE
+
+    receipt = report.get("receipt")
+    receipt = receipt if isinstance(receipt, dict) else {}
+    files = {"weights": WEIGHTS_FILE, "tables": TABLES_FILE}
+    said = {files[name]: receipt[name] for name in files if name in receipt}
+    graphs = receipt.get("graphs")
+    if graphs is not None:
+        paths = {role: entry.file for role, entry in manifest.graphs.items()}
+        if not isinstance(graphs, dict) or set(graphs) != set(paths):
+            found = ", ".join(sorted(graphs)) or "none" if isinstance(graphs, dict) else graphs
+            why = f"of graphs {found}, expected {', '.join(sorted(paths))}"
+            return {"holds": False, "why": f"{why}; {REPLACE_RECEIPT}"}
+        said |= {paths[role]: digest for role, digest in graphs.items()}
+    for path, digest in said.items():
+        expected = manifest.files[path].sha256
+        if digest != expected:
+            why = f"of another {path}: found {str(digest)[:12]}…, expected "
+            return {"holds": False, "why": f"{why}{expected[:12]}…; {REPLACE_RECEIPT}"}
+    if not said:
+        return {"holds": True, "why": "none that names graphs or weights"}
+    return {"holds": True, "why": f"of these {len(said)} files, by their hashes"}
 
 
 def _limit(report: dict[str, Any], target: str) -> float:
@@ -228,6 +257,10 @@ def _show(data: dict[str, Any]) -> None:
             f"against {name}: relative error {check['error']:.3g}, limit {check['limit']:g}: "
             + ("pass" if check["holds"] else "fail")
         )
+    receipt = data["receipt"]
+    output.print(
+        Text(f"receipt: {receipt['why']}: {'pass' if receipt['holds'] else 'fail'}"), soft_wrap=True
+    )
     if data["speed"] is not None:
         speed = data["speed"]
         output.print(Text(f"speed: {speed['seconds']:.4g} s; {speed['why']}: {speed['verdict']}"))

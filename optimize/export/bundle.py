@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from optimize.export.weights import STORED_NAMES
 from optimize.ir.errors import RecipeError
 from optimize.ir.exporting import LoopForm
 from optimize.ir.program import Program
+from optimize.measure.cost import program_costs
 from optimize.runtime.bundle import Bundle
 from optimize.runtime.loop import Loop, features
 from optimize.runtime.manifest import (
@@ -50,8 +51,28 @@ from optimize.runtime.tokenizer_file import check_tokenizer_size
 VERSION = "0.1.0"
 REPORT_FILE = "report.json"
 
-ReportFiles = Callable[[Mapping[str, Mapping[str, Any]], Callable[[], Session]], dict[str, bytes]]
-"""(target → what building it took, what opens the ONNX graphs) → path → content of more files."""
+
+@dataclass(frozen=True)
+class Written:
+    """A bundle whose report is still to be written.
+
+    Attributes:
+        targets: target → what building it took.
+        files: path → size and SHA-256 of what is written.
+        graphs: role → path of its ONNX graph.
+        costs: of one request, see `optimize.measure.cost.program_costs`.
+        open_session: opens the ONNX graphs.
+    """
+
+    targets: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, FileEntry]
+    graphs: Mapping[str, str]
+    costs: Mapping[str, Any]
+    open_session: Callable[[], Session]
+
+
+ReportFiles = Callable[[Written], dict[str, bytes]]
+"""What is written so far → path → content of more files."""
 
 
 def export_bundle(
@@ -80,7 +101,7 @@ def export_bundle(
         progress: called with the path of each file before it is written.
         engines: native code to build beside the ONNX graphs, each target once.
         int8: quantise the matrix products of the ONNX graphs, see `optimize.export.int8`.
-        report_files: target → facts ↦ further files, made once everything else is built.
+        report_files: makes further files once everything else is built.
     Returns:
         The absolute path of the bundle.
     Raises:
@@ -129,7 +150,14 @@ def export_bundle(
                 {},
                 built,
             )
-            made = report_files(facts, lambda: _session(program, onnx, partial))
+            written = Written(
+                targets=facts,
+                files=dict(writer.files),
+                graphs=onnx.files(),
+                costs=program_costs(program, onnx.loop),
+                open_session=lambda: _session(program, onnx, partial),
+            )
+            made = report_files(written)
             _check_names(made, [*taken, *extra])
             extra |= made
         for name, content in sorted(extra.items()):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from optimize.ir import exporting
 from optimize.ir.decode import Decoding
 from optimize.ir.denoise import DenoiseLoop
+from optimize.ir.digest import Source, graphs_digest, weights_digest
 from optimize.ir.exporting import LoopForm, Precision
 from optimize.ir.graph import Graph
 from optimize.ir.record import Record
@@ -53,6 +54,8 @@ class Program:
         notes: facts found at capture that a user should know, such as "batch is fixed at 2".
         prompting: how text and pictures become requests; None where they do not.
         assets: path → content of further files of a bundle, such as the tokenizer.
+        source: digests of the program as it was captured, set before the first pass; None until
+            then, see `source_digest`.
     """
 
     graphs: Mapping[str, Graph]
@@ -68,11 +71,23 @@ class Program:
     notes: tuple[str, ...] = ()
     prompting: Prompting | None = None
     assets: Mapping[str, bytes] = field(default_factory=dict)
+    source: Source | None = None
 
     @property
     def report(self) -> Report:
         """What each pass did; printing it shows a line per pass."""
         return Report(self.history, self.notes)
+
+    @cached_property
+    def source_digest(self) -> Source:
+        """What the program was captured as: `source`, or while no pass has run its own digests.
+
+        Computed once per program, and not at capture: it reads every weight.
+        """
+        if self.source is not None:
+            return self.source
+        whole = {} if self.decoder is None else {"decoder without caches": self.decoder}
+        return Source(graphs_digest({**self.graphs, **whole}), weights_digest(self.weights))
 
     def export(
         self,
@@ -89,6 +104,7 @@ class Program:
         sizes: Mapping[str, tuple[int, int, int]] | None = None,
         static: Mapping[str, int] | None = None,
         example: bool = False,
+        baseline: "Program | None" = None,
     ) -> Path:
         """Writes a bundle that runs without PyTorch.
 
@@ -108,8 +124,12 @@ class Program:
             capabilities: of the GPUs that TensorRT-RTX builds for, such as ("SM89", "SM120").
             sizes: named size → (least, best, greatest) that TensorRT-RTX builds for.
             static: named size → the one size that the whole bundle is for.
-            example: keep one calibration request with its results, and how long it takes, for
-                `optimize verify`; runs the program in PyTorch once.
+            example: keep one calibration request with its results, and a receipt of how fast and
+                how near they are, for `optimize verify`; runs the program in PyTorch. What the
+                Triton kernels of its ops use of GPUs is reported, too, where they can be compiled.
+            baseline: the program before the passes: the receipt of an example then says how much
+                slower that is, for which at most ten seconds are taken, and how near the results
+                are to its own.
         Raises:
             RecipeError: unknown target, or a form that the loop cannot have.
             QualityError: a precision changes the result by more than the budget.
@@ -129,6 +149,7 @@ class Program:
             sizes=sizes,
             static=static,
             example=example,
+            baseline=baseline,
         )
 
     def __call__(

@@ -14,7 +14,7 @@ from optimize.ir.record import Record
 
 Role = Literal["baseline", "ours", "control", "part"]
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,13 @@ class Report:
         environment: what the figures were measured on.
         targets: target of a bundle → its precision, what that changed, nodes, bytes and the seconds
             it took to build.
-        receipt: what the bundle promises when it is measured again: speed, error, machine.
+        receipt: what the bundle promises when it is measured again, and what that is bound to, see
+            `docs/receipts.md`.
+        costs: of the program that was written, see `optimize.measure.cost.program_costs`.
+        source: "graphs" and "weights", digests of the program as it was captured.
+        budget: metric → limit that the result was held against.
+        kernels: op of ours → GPU architecture, such as "sm_90" → registers per thread, and bytes
+            that it spills and shares, of its Triton kernel.
     """
 
     passes: tuple[Record, ...]
@@ -67,6 +73,10 @@ class Report:
     environment: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     receipt: Mapping[str, Any] = field(default_factory=dict)
+    costs: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
+    budget: Mapping[str, float] = field(default_factory=dict)
+    kernels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
 
     def row(self, role: Role) -> Row | None:
         """The first row of a role."""
@@ -79,6 +89,24 @@ class Report:
         if baseline is None or ours is None or not ours.seconds > 0:
             return None
         return baseline.seconds / ours.seconds
+
+    @property
+    def quality_of_result(self) -> dict[str, float]:
+        """Metric → value after the last pass that applied, on the calibration requests.
+
+        Metrics that were not measured are not there, nor is the psnr of a result without any error.
+        """
+        applied = [record for record in self.passes if record.declined is None]
+        if not applied or applied[-1].error is None:
+            return {}
+        last = applied[-1]
+        found = {name: last.details.get(name) for name in ("psnr", "token_match")}
+        found["relative_error"] = last.error
+        return {
+            name: float(value)
+            for name, value in sorted(found.items())
+            if value is not None and math.isfinite(value)
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-able data; what is not finite becomes null."""
@@ -100,6 +128,11 @@ class Report:
                 "environment": self.environment,
                 "targets": self.targets,
                 "receipt": self.receipt,
+                "costs": self.costs,
+                "source": self.source,
+                "budget": self.budget,
+                "quality_of_result": self.quality_of_result,
+                "kernels": self.kernels,
             }
         )
         return data

@@ -19,7 +19,7 @@ from optimize.ir.collectives import bytes_sent, is_collective, waits
 from optimize.ir.graph import Graph, hint, tensor_inputs
 from optimize.ir.program import Program
 from optimize.kernels import catalog as _kernels  # noqa: F401
-from optimize.runtime.loop import Call, Repeat
+from optimize.runtime.loop import Call, Loop, Repeat
 
 aten, ours = torch.ops.aten, torch.ops.optimize
 Shape = tuple[int, ...]
@@ -61,8 +61,13 @@ def graph_bytes_sent(graph: Graph) -> float:
 
 def program_calls(program: Program) -> dict[str, int]:
     """Graph → how often one request calls it; `until` is taken as never true."""
+    return loop_calls(program.loop)
+
+
+def loop_calls(loop: Loop) -> dict[str, int]:
+    """Graph → how often one run of a loop calls it; `until` is taken as never true."""
     counts: Counter[str] = Counter()
-    for item in program.loop.body:
+    for item in loop.body:
         counts.update(_calls(item))
     return dict(counts)
 
@@ -79,6 +84,36 @@ def program_bytes(program: Program) -> float:
     return math.fsum(count * graph_bytes(program.graphs[name]) for name, count in calls.items())
 
 
+def program_costs(program: Program, loop: Loop | None = None) -> dict[str, Any]:
+    """What one request costs, at the traced batch; `until` is taken as never true.
+
+    Args:
+        loop: what calls the graphs where it is not the program's: with the steps inside a graph
+            there are fewer engine calls for the same work.
+    Returns:
+        {"flops", "bytes", "engine_calls", "graphs": role → the same of it, with "calls", and with
+        its "nodes" and how many there are of each of its "ops"}; all but these two per request.
+    """
+    calls = program_calls(program)
+    engine = calls if loop is None else loop_calls(loop)
+    graphs: dict[str, dict[str, Any]] = {}
+    for role, graph in sorted(program.graphs.items()):
+        found, times = graph_costs(graph), calls.get(role, 0)
+        graphs[role] = {
+            "calls": engine.get(role, 0),
+            "flops": times * math.fsum(cost.flops for cost in found),
+            "bytes": times * math.fsum(cost.bytes for cost in found),
+            "nodes": len(found),
+            "ops": dict(Counter(cost.op for cost in found).most_common()),
+        }
+    return {
+        "flops": math.fsum(graph["flops"] for graph in graphs.values()),
+        "bytes": math.fsum(graph["bytes"] for graph in graphs.values()),
+        "engine_calls": sum(engine.values()),
+        "graphs": graphs,
+    }
+
+
 def node_flops(node: fx.Node) -> float:
     """Floating-point operations of one node."""
     packet = getattr(node.target, "overloadpacket", None)
@@ -88,13 +123,22 @@ def node_flops(node: fx.Node) -> float:
     if packet in _FORMULAS:
         return float(_FORMULAS[packet](node))
     if packet in flop_registry:
-        arguments = fx.map_arg((node.args, dict(node.kwargs)), _on_meta)
-        return float(flop_registry[packet](*arguments[0], **arguments[1], out_val=_on_meta(node)))
+        args, kwargs = arguments_on_meta(node)
+        return float(flop_registry[packet](*args, **kwargs, out_val=_on_meta(node)))
     if packet in _MOVES or is_collective(node):
         return 0.0
     if packet in _REDUCTIONS:
         return float(max(math.prod(_shape(item)) for item in tensor_inputs(node)))
     return float(math.prod(_sizes(outputs[0])))
+
+
+def arguments_on_meta(node: fx.Node) -> tuple[Any, Any]:
+    """What an op is called with, by position and by name: tensors on the meta device.
+
+    Sizes are the traced ones.
+    """
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), _on_meta)
+    return args, kwargs
 
 
 def op_name(node: fx.Node) -> str:

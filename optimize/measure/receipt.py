@@ -8,6 +8,7 @@ a machine that is busy, or throttled, slows both.
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optimize.measure.timing import interleaved_seconds
+from optimize.measure.quality import bootstrap_interval
+from optimize.measure.timing import compare, interleaved_seconds
+from optimize.runtime import machine
 from optimize.runtime.errors import CorruptBundle
 from optimize.runtime.tensors import ITEM_DTYPES, read_tensors, tensors_header
 
@@ -92,23 +95,31 @@ class Speed:
         seconds: of one request, median.
         work_seconds: of the fixed work, median.
         ratio: median over rounds of the one divided by the other.
+        interval: [low, high] of the ratio, 95 %, a bootstrap over rounds.
         machine: what it was measured on.
     """
 
     seconds: float
     work_seconds: float
     ratio: float
+    interval: tuple[float, float]
     machine: str
 
 
 def measure_speed(answer: Callable[[], object], repeats: int = 7) -> Speed:
-    """Times a request in turns with the fixed work, after one round of warm-up."""
+    """Times a request in turns with the fixed work, after one round of warm-up.
+
+    Args:
+        repeats: rounds, at least 2.
+    """
     seconds = interleaved_seconds({"request": answer, "work": fixed_work()}, repeats)
-    pairs = zip(seconds["request"], seconds["work"], strict=True)
+    ratios = np.asarray(seconds["request"]) / np.asarray(seconds["work"])
+    found = bootstrap_interval(ratios, lambda chosen: float(np.median(chosen)), 2000, seed=0)
     return Speed(
         seconds=statistics.median(seconds["request"]),
         work_seconds=statistics.median(seconds["work"]),
-        ratio=statistics.median(mine / other for mine, other in pairs),
+        ratio=found.value,
+        interval=(found.low, found.high),
         machine=fingerprint(),
     )
 
@@ -122,6 +133,38 @@ def fixed_work() -> Callable[[], object]:
             np.matmul(matrix, matrix)
 
     return work
+
+
+def measure_speedup(
+    ours: Callable[[], object], baseline: Callable[[], object], seconds: float = 10.0
+) -> dict[str, Any]:
+    """How many times faster a request is answered than by a baseline, run in turns.
+
+    Args:
+        ours: answers a request.
+        baseline: answers the same one.
+        seconds: how long the measured rounds may take together; there are at most 7.
+    Returns:
+        {"value", "interval"}; where fewer than two rounds fit, the value is that of the round of
+        warm-up, the interval None, and a "note" says so.
+    """
+    start = time.perf_counter()
+    first = interleaved_seconds({"baseline": baseline, "ours": ours}, repeats=1, warmup=0)
+    repeats = min(7, int(seconds / (time.perf_counter() - start)))
+    if repeats < 2:
+        value = first["baseline"][0] / first["ours"][0]
+        note = f"no interval: one round takes more than half of the {seconds:g} s for all of them"
+        return {"value": value, "interval": None, "note": note}
+    times = interleaved_seconds({"baseline": baseline, "ours": ours}, repeats, warmup=0)
+    speedup = compare(times["ours"], times["baseline"]).speedup
+    return {"value": speedup.value, "interval": [speedup.low, speedup.high]}
+
+
+def versions() -> dict[str, str]:
+    """Python, and the libraries whose numbers a bundle's figures are."""
+    found = {name: machine.version_of(name) for name in ("numpy", "onnx", "onnxruntime", "torch")}
+    found["python"] = platform.python_version()
+    return {name: version for name, version in sorted(found.items()) if version is not None}
 
 
 def fingerprint() -> str:

@@ -11,6 +11,15 @@ from jinja2 import Environment, StrictUndefined
 
 from optimize.ir.record import Record
 from optimize.ir.report import Report, amount, plain, process_cells, row_cells, seconds_text
+from optimize.report.facts import (
+    COST_HEAD,
+    KERNEL_HEAD,
+    QUALITY_HEAD,
+    cost_cells,
+    kernel_cells,
+    quality_cells,
+    receipt_cells,
+)
 from optimize.report.frame_tiles import HEAD, frame_tiles
 from optimize.report.images import Picture, data_uri, png, token_map
 from optimize.report.plots import calls_versus_quality, frame_tile_maps
@@ -61,6 +70,10 @@ def render_html(report: Report, samples: Sequence[Samples] = (), title: str = "R
         pruning_note=pruning_note(report),
         options={record.name: plain(record.options) for record in report.passes},
         node_count=_node_count,
+        costs={"head": COST_HEAD, "rows": cost_cells(report)},
+        kernels={"head": KERNEL_HEAD, "rows": kernel_cells(report)},
+        quality={"head": QUALITY_HEAD, "rows": quality_cells(report)},
+        receipt=receipt_cells(report),
     )
 
 

@@ -14,6 +14,15 @@ from optimize.measure.solver_comparison import (
     SolverComparison,
     metric_text,
 )
+from optimize.report.facts import (
+    COST_HEAD,
+    KERNEL_HEAD,
+    QUALITY_HEAD,
+    cost_cells,
+    kernel_cells,
+    quality_cells,
+    receipt_cells,
+)
 from optimize.report.frame_tiles import HEAD, FrameTiles, frame_tiles
 from optimize.report.visual_text import print_visual_tokens
 from optimize.report.visual_tokens import pruning_note, visual_tokens
@@ -23,8 +32,9 @@ STYLES = {"baseline": "", "ours": "bold green", "control": "yellow", "part": "di
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Prints the passes, then what was measured."""
-    console.print(passes_table(report))
+    """Prints the passes, what was measured, and what is known of the bundle."""
+    if report.passes:
+        console.print(passes_table(report))
     for record in report.passes:
         if record.declined is not None:
             console.print(Text(f"{record.name} declined: {record.declined}", "yellow"))
@@ -46,8 +56,37 @@ def print_report(report: Report, console: Console) -> None:
     if report.speedup is not None:
         text = f"{report.speedup:.2f}x less time per sample than the baseline"
         console.print(Text(text, "bold green"))
+    print_facts(report, console)
     for note in report.notes:
         console.print(Text(f"note: {note}", "dim"))
+
+
+def print_facts(report: Report, console: Console) -> None:
+    """Prints what a bundle costs and what its receipt says; nothing where there is no bundle."""
+    tables = {
+        "Cost of a request": (COST_HEAD, cost_cells(report)),
+        "Kernels on GPUs": (KERNEL_HEAD, kernel_cells(report)),
+        "Quality": (QUALITY_HEAD, quality_cells(report) if report.receipt else []),
+    }
+    for title, (head, rows) in tables.items():
+        if rows:
+            table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE)
+            for place, name in enumerate(head):
+                table.add_column(name, justify="right" if place else "left", overflow="fold")
+            for row in rows:
+                table.add_row(*map(Text, row))
+            console.print(table)
+    if not report.receipt:
+        return
+    console.print(Text("Receipt", "bold"))
+    for name, value in receipt_cells(report):
+        console.print(Text(f"  {name}: {value}"), soft_wrap=True)
+    for note in (
+        report.receipt.get("quality_note"),
+        report.receipt.get("speedup", {}).get("note"),
+    ):
+        if note is not None:
+            console.print(Text(f"  {note}", "dim"))
 
 
 def passes_table(report: Report) -> Table:

@@ -1,20 +1,17 @@
 """solver_step on a GPU: interpreted, compiled ahead of time without one, and run where there is."""
 
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 from triton.runtime.interpreter import InterpretedFunction
 
 from optimize.kernels.solver_step import solver_step, triton_kernel
 from optimize.kernels.solver_step.reference import reference
+from optimize.kernels.solver_step.triton_call import compile_call
+from optimize.kernels.triton_compile import ARCHITECTURES, usage_of
 
 # Pattern, kept tensors, noise, guidance: Euler, a two-step solver, a three-step one with noise.
 STEPS = [
@@ -85,71 +82,21 @@ def test_interpreted_kernel_takes_strided_inputs_and_empty_batches(interpreted):
     assert [tuple(item.shape) for item in triton_kernel.launch(**empty)] == [(0, 3)]
 
 
-TRITON_TYPES = {
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-}
-
-
 def compiled(step, dtype, output, architecture):
     """The kernel for a GPU that need not be here, with all pointers aligned to 16 bytes."""
-    pattern, kept, noise, guided = step
-    pointer = TRITON_TYPES[dtype]
-    results = len(pattern.split(","))
-    signature = {
-        "latent": pointer,
-        "output": TRITON_TYPES[output],
-        "kept": (pointer,) * kept,
-        "noise": pointer if noise else "constexpr",
-        "guidance_scale": pointer if guided else "constexpr",
-        "coefficients": pointer,
-        "results": (pointer,) * results,
-        "size": "i32",
-        "PATTERN": "constexpr",
-        "BLOCK": "constexpr",
-    }
-    constants = {"PATTERN": pattern, "BLOCK": triton_kernel.block(dtype)}
-    constants |= {} if noise else {"noise": None}
-    constants |= {} if guided else {"guidance_scale": None}
-    aligned = [["tt.divisibility", 16]]
-    attributes = {}
-    for position, kind in enumerate(signature.values()):
-        if isinstance(kind, tuple):
-            attributes |= {(position, place): aligned for place in range(len(kind))}
-        elif kind != "constexpr":
-            attributes[(position,)] = aligned
-    return triton.compile(
-        ASTSource(triton_kernel._kernel, signature, constants, attributes),
-        target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": triton_kernel.WARPS, "enable_fp_fusion": False},
-    )
+    arguments = case((2, 4, 16, 16), step, dtype, output, "meta")
+    return compile_call(architecture, **arguments)
 
 
-def resources(kernel, folder):
-    """What the kernel uses per thread and block: REG, STACK, SHARED, LOCAL, as cuobjdump says."""
-    binary = Path(folder) / "kernel.cubin"
-    binary.write_bytes(kernel.asm["cubin"])
-    tool = triton.knobs.nvidia.cuobjdump.path
-    listing = subprocess.run(
-        [tool, "--dump-resource-usage", binary], capture_output=True, text=True, check=True
-    ).stdout
-    (usage,) = [line for line in listing.splitlines() if "REG:" in line]
-    return {name: int(size) for name, size in re.findall(r"([A-Z]+):(\d+)", usage)}
-
-
-@pytest.mark.parametrize("architecture", [80, 90, 100, 120])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("step", STEPS, ids=str)
-def test_compiled_kernel_spills_nothing_and_needs_no_shared_memory(step, architecture, tmp_path):
+def test_compiled_kernel_spills_nothing_and_needs_no_shared_memory(step, architecture):
     for dtype, output in DTYPES:
-        used = resources(compiled(step, dtype, output, architecture), tmp_path)
+        used = usage_of(compiled(step, dtype, output, architecture))
         print(f"sm_{architecture} {step[0]} {dtype} {output}: {used}")
-        # Spilled registers lie on the stack, which is local memory.
-        assert used["STACK"] == 0 and used["LOCAL"] == 0
-        assert used["SHARED"] == 0
+        assert used.spill_bytes == 0 and used.shared_bytes == 0
         # 2048 threads fit on a multiprocessor of 65,536 registers up to 32, 1024 up to 64.
-        assert used["REG"] <= 64
+        assert used.registers <= 64
 
 
 def vector_bytes(ptx, instruction):

@@ -5,7 +5,14 @@ import time
 import numpy as np
 import pytest
 
-from optimize.measure.receipt import dump_example, fingerprint, measure_speed, read_example
+from optimize.measure.receipt import (
+    dump_example,
+    fingerprint,
+    measure_speed,
+    measure_speedup,
+    read_example,
+    versions,
+)
 from optimize.runtime.errors import CorruptBundle
 from optimize.runtime.tensors import tensors_header
 
@@ -38,3 +45,29 @@ def test_a_speed_is_relative_to_fixed_work():
     speed = measure_speed(lambda: time.sleep(0.02), repeats=3)
     assert 0.02 <= speed.seconds < 2 and speed.work_seconds > 0
     assert speed.ratio > 0.05 and speed.machine == fingerprint()
+
+
+def test_a_speed_has_an_interval():
+    speed = measure_speed(lambda: time.sleep(0.002), repeats=4)
+    low, high = speed.interval
+    assert 0 < low <= speed.ratio <= high < float("inf")
+
+
+def test_a_speedup_is_that_of_requests_run_in_turns():
+    found = measure_speedup(lambda: time.sleep(0.004), lambda: time.sleep(0.02))
+    low, high = found["interval"]
+    assert low <= found["value"] <= high and set(found) == {"value", "interval"}
+    assert 1.5 < found["value"] < 6
+
+
+def test_a_speedup_that_takes_too_long_is_of_one_round_and_says_so():
+    calls = []
+    found = measure_speedup(lambda: calls.append(time.sleep(0.01)), lambda: None, seconds=0.015)
+    assert len(calls) == 1
+    assert found["interval"] is None and found["note"].startswith("no interval: one round takes")
+
+
+def test_versions_are_those_of_the_libraries_that_count():
+    found = versions()
+    assert set(found) == {"numpy", "onnx", "onnxruntime", "python", "torch"}
+    assert found["numpy"] == np.__version__

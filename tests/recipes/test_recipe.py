@@ -137,7 +137,7 @@ calibration: {samples: 0}
     ) == [
         "r.yaml:7:15: found on, which YAML versions read differently; write a decimal number, "
         "true or false, or quote it to mean the text",
-        "r.yaml:1:1: unknown key 'pases'; known keys: budget, calibration, parallel, passes, "
+        "r.yaml:1:1: unknown key 'pases'; known keys: budget, calibration, lock, parallel, passes, "
         "target. Did you mean passes?",
         "r.yaml:3:5: unknown pass 'cahe_regions'; known passes: cache_regions, fuse_solver. "
         "Did you mean cache_regions?",
