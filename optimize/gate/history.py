@@ -78,7 +78,7 @@ def keep(verdict: Verdict, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(1000):
-            path = folder / (f"{stem}.json" if number == 0 else f"{stem}-{number}.json")
+            path = folder / f"{stem}-{number:03}.json"
             part = folder / f".{path.name}.{os.getpid()}.part"
             part.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             try:

@@ -35,6 +35,6 @@ def bundles(tmp_path_factory):
     return {
         "base": _bundle(folder, "base"),
         "again": _bundle(folder, "again"),
-        "longer": _bundle(folder, "longer", steps=16),
+        "longer": _bundle(folder, "longer", steps=64),
         "other": _bundle(folder, "other", model=OtherDenoiser),
     }

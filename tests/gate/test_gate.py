@@ -36,9 +36,9 @@ def test_more_steps_fail_by_cost_and_by_time(bundles):
     verdict = gate_bundle(bundles["longer"], bundles["base"], QUICK)
     assert verdict.outcome == "fail"
     assert {"engine_calls", "cpu_time"} <= set(failed(verdict))
-    assert verdict.check("cpu_time").ratio == pytest.approx(2, rel=0.2)
+    assert verdict.check("cpu_time").ratio > 2
     text = verdict.check("engine_calls").message
-    assert text == "engine_calls: 32, baseline 16 (+100.00%); at most 16 is allowed"
+    assert text == "engine_calls: 128, baseline 16 (+700.00%); at most 16 is allowed"
 
 
 def test_another_model_is_refused_before_anything_is_timed(bundles):
