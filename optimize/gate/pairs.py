@@ -35,10 +35,12 @@ class Samples:
     """What was measured.
 
     Attributes:
+        slices: into which every request is cut; 0 while that is not known.
         seconds: metric → float64 [requests, slices, 2], candidate first.
         peak_memory: bytes of (candidate, baseline) at most, one pair per pair of processes.
     """
 
+    slices: int = 0
     seconds: dict[TimeMetric, list[list[tuple[float, float]]]] = field(
         default_factory=lambda: {metric: [] for metric in TIME_METRICS}
     )
@@ -47,11 +49,6 @@ class Samples:
     @property
     def requests(self) -> int:
         return len(self.seconds["wall_time"])
-
-    @property
-    def slices(self) -> int:
-        """Slices of a request; 0 before the first."""
-        return len(self.seconds["wall_time"][0]) if self.requests else 0
 
     def array(self, metric: TimeMetric) -> Array:
         """Seconds [requests, slices, 2]."""
@@ -72,7 +69,7 @@ class Samples:
     def extended(self, other: "Samples") -> "Samples":
         """These and others of the same two sides."""
         both = {name: [*self.seconds[name], *other.seconds[name]] for name in TIME_METRICS}
-        return Samples(both, [*self.peak_memory, *other.peak_memory])
+        return Samples(self.slices, both, [*self.peak_memory, *other.peak_memory])
 
 
 @contextmanager
@@ -91,9 +88,9 @@ def slices_of(pair: Pair) -> int:
     return max(1, min(*(side.steps for side in pair), MOST_SLICES, int(shortest / LEAST_SLICE)))
 
 
-def add_request(samples: Samples, pair: Pair, slices: int) -> None:
+def add_request(samples: Samples, pair: Pair) -> None:
     """Runs one request of each side, slice by slice in turns, and appends what it took."""
-    first = samples.requests % 2
+    first, slices = samples.requests % 2, samples.slices
     rows: dict[TimeMetric, list[tuple[float, float]]] = {metric: [] for metric in TIME_METRICS}
     for position in range(slices):
         order = (0, 1) if (position + first) % 2 == 0 else (1, 0)

@@ -70,7 +70,10 @@ def timed(make: MakePair, policy: Policy, tell: Tell) -> Timing:
     first = _measured(make, policy, seconds, Samples(), lambda share: tell("time", share))
     if first.outcome == "pass":
         return first
-    known = Samples() if first.outcome == "fail" else first.samples
+    known = first.samples
+    if first.outcome == "fail":
+        # By itself, but cut like the first, so that both can be put together.
+        known = Samples(slices=first.samples.slices)
     stage = "confirm" if first.outcome == "fail" else "more pairs"
     second = _measured(make, policy, seconds, known, lambda share: tell(stage, share))
     return _confirmed(first, second, policy) if first.outcome == "fail" else second
@@ -100,15 +103,15 @@ def _measured(
 ) -> Timing:
     """Runs requests in turns until all metrics are decided or the seconds are spent."""
     start = time.monotonic()
-    samples = Samples().extended(known)
+    samples = Samples(known.slices).extended(known)
     look = max(FIRST_LOOK, samples.requests + 1)
     while True:
         with opened(make) as pair:
             began = time.monotonic()
-            slices = samples.slices or slices_of(pair)
+            samples.slices = samples.slices or slices_of(pair)
             samples.peak_memory.append((0, 0))
             while time.monotonic() - began < PAIR_SECONDS:
-                add_request(samples, pair, slices)
+                add_request(samples, pair)
                 samples.peak_memory[-1] = (pair[0].peak_memory(), pair[1].peak_memory())
                 spent = time.monotonic() - start
                 tell(min(1.0, spent / seconds))
@@ -128,11 +131,10 @@ def work_ratios(make: MakePair, policy: Policy, tell: Tell) -> tuple[dict[str, I
         QualityError: the clock is too coarse.
     """
     start = time.monotonic()
-    samples = Samples()
     with opened(make) as pair:
-        slices, look = slices_of(pair), FIRST_LOOK
+        samples, look = Samples(slices_of(pair)), FIRST_LOOK
         while True:
-            add_request(samples, pair, slices)
+            add_request(samples, pair)
             spent = time.monotonic() - start
             tell("time", min(1.0, spent / policy.seconds))
             if samples.requests < look and (spent < policy.seconds or samples.requests < 2):

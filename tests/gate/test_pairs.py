@@ -85,10 +85,10 @@ class Fixed:
 def test_sides_take_turns_and_begin_in_turns():
     log = []
     pair = (Fixed("candidate", log), Fixed("baseline", log))
-    samples = Samples()
-    add_request(samples, pair, 2)
+    samples = Samples(slices=2)
+    add_request(samples, pair)
     assert log == ["candidate", "baseline", "baseline", "candidate"]
-    add_request(samples, pair, 2)
+    add_request(samples, pair)
     assert log[4:] == ["baseline", "candidate", "candidate", "baseline"]
     assert samples.array("cpu_time").shape == (2, 2, 2)
     assert samples.array("wall_time")[0, 0].tolist() == [0.02, 0.02]

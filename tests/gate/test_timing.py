@@ -115,16 +115,31 @@ def test_more_memory_fails():
 
 @pytest.mark.parametrize("slower", [1.0, 1.02])
 def test_the_smallest_effect_applies_to_times_without_noise(slower):
-    samples = Samples()
+    samples = Samples(slices=3)
     for metric in samples.seconds:
         samples.seconds[metric] = [[(0.01 * slower, 0.01)] * 3] * 10
     assert {check.outcome for check in time_checks(samples, Policy())} == {"pass"}
 
 
 def test_a_clock_that_stands_still_decides_nothing():
-    samples = Samples()
+    samples = Samples(slices=3)
     for metric in samples.seconds:
         samples.seconds[metric] = [[(0.0, 0.0)]] * 10
     checks = time_checks(samples, Policy())
     assert {check.outcome for check in checks} == {"inconclusive"}
     assert "the clock is too coarse" in checks[0].message
+
+
+def test_two_measurements_are_cut_alike():
+    """The second pair would be cut into more slices than the first."""
+    generator = np.random.default_rng(0)
+    shortest = iter([0.004, 0.08])
+
+    def make():
+        pair = (Noisy(generator, 1.3), Noisy(generator))
+        pair[0].seconds = next(shortest)
+        return pair
+
+    timing = timed(make, Policy(seconds=2.0), silent)
+    assert timing.outcome == "fail"
+    assert timing.samples.array("cpu_time").shape[1:] == (4, 2)
