@@ -16,8 +16,10 @@ from optimize.measure.cost import (
     graph_flops,
     program_bytes,
     program_calls,
+    program_costs,
     program_flops,
 )
+from optimize.runtime.loop import Loop, Repeat
 
 
 class Function(nn.Module):
@@ -122,3 +124,28 @@ def test_costs_name_nodes_and_ops(toy_program: Program) -> None:
     attention = costs["aten.scaled_dot_product_attention"]
     assert attention.flops == 2 * 2 * 6 * 6 * (4 + 4)
     assert attention.name in {node.name for node in toy_program.graphs["denoiser"].graph.nodes}
+
+
+def test_costs_of_a_program_are_those_of_all_calls(toy_program: Program) -> None:
+    costs = program_costs(toy_program)
+    assert costs["flops"] == program_flops(toy_program)
+    assert costs["bytes"] == program_bytes(toy_program)
+    assert costs["engine_calls"] == sum(program_calls(toy_program).values()) == 8
+    denoiser = costs["graphs"]["denoiser"]
+    assert denoiser["flops"] == 4 * graph_flops(toy_program.graphs["denoiser"])
+    assert denoiser["ops"]["aten.linear"] == 2
+    assert sum(denoiser["ops"].values()) == denoiser["nodes"]
+
+
+def test_costs_count_the_engine_calls_of_another_loop(toy_program: Program) -> None:
+    once = replace_body(toy_program.loop)
+    costs = program_costs(toy_program, once)
+    assert costs["engine_calls"] == costs["graphs"]["denoiser"]["calls"] == 1
+    assert costs["flops"] == program_flops(toy_program)
+
+
+def replace_body(loop: Loop) -> Loop:
+    """The loop with its first call only."""
+    (repeat,) = loop.body
+    assert isinstance(repeat, Repeat)
+    return loop.model_copy(update={"body": (repeat.bodies["step"][0],)})

@@ -14,6 +14,7 @@ from rich.console import Console
 from optimize.ir.program import Program
 from optimize.ir.record import Record
 from optimize.ir.report import Curve, Report, Row, amount, plain, seconds_text
+from optimize.report.facts import cost_cells, kernel_cells, quality_cells
 from optimize.report.html import Samples, render_html
 from optimize.report.images import grid, png, to_picture, token_map
 from optimize.report.json_file import render_json
@@ -208,3 +209,55 @@ def test_plain_takes_arrays_and_refuses_no_type() -> None:
         "c": [1],
         "d": "<class 'object'>",
     }
+
+
+FACTS = Report(
+    (),
+    costs={
+        "flops": 3e9, "bytes": 4e6, "engine_calls": 9,
+        "graphs": {
+            "step": {"calls": 8, "flops": 2e9, "bytes": 3e6, "nodes": 195, "ops": {}},
+            "de<b>coder": {"calls": 1, "flops": 1e9, "bytes": 1e6, "nodes": 12, "ops": {}},
+        },
+    },
+    source={"graphs": "ab" * 32, "weights": "cd" * 32},
+    budget={"psnr": 25.0, "token_match": 0.9},
+    kernels={
+        "solver_step": {
+            "sm_100": {"registers": 40, "spill_bytes": 0, "shared_bytes": 0},
+            "sm_80": {"registers": 39, "spill_bytes": 16, "shared_bytes": 1024},
+        }
+    },
+    receipt={
+        "seconds": 0.25, "machine": "x86_64", "relative_error": 1e-7,
+        "ratio": 4.3, "interval": [4.1, 4.5],
+        "speedup": {"value": 6.2, "interval": None, "note": "no interval: too slow"},
+        "quality": {
+            "psnr": {"value": 36.3, "interval": [35.0, 38.0]},
+            "relative_error": {"value": 0.02, "interval": None},
+        },
+        "quality_note": "no interval of relative_error: one sample",
+        "graphs": {"step": "ef" * 32}, "weights": "12" * 32, "versions": {"torch": "2.13.0"},
+    },
+)  # fmt: skip
+
+
+def test_facts_of_a_bundle_are_on_the_page_and_the_terminal() -> None:
+    assert cost_cells(FACTS)[-1] == ["all", "9", "3 G", "4 M", "207"]
+    assert [cells[1] for cells in kernel_cells(FACTS)] == ["sm_80", "sm_100"]
+    assert quality_cells(FACTS) == [
+        ["psnr", "36.3 dB", "[35, 38]", "25 dB"],
+        ["relative_error", "0.02", "", ""],
+        ["token_match", "not measured", "", "0.9"],
+    ]
+    page, text = render_html(FACTS), printed(FACTS)
+    for expected in (
+        "36.3 dB", "[35, 38]", "25 dB", "sm_100", "1024", "abababababab…", "efefefefefef…",
+        "6.2x", "4.3 [4.1, 4.5]", "torch 2.13.0", "no interval: too slow",
+        "no interval of relative_error: one sample",
+    ):  # fmt: skip
+        assert expected in page and expected in text, expected
+    assert "de&lt;b&gt;coder" in page and "de<b>coder" in text
+    bare = render_html(Report(()))
+    for heading in ("Cost of a request", "Kernels on GPUs", "Receipt"):
+        assert f"<h2>{heading}</h2>" in page and heading not in bare
