@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
+OUTCOMES: tuple[Outcome, ...] = ("fail", "pass", "inconclusive")
+
 EXIT_CODES: Mapping[Outcome, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 

@@ -2,10 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from optimize.gate.checks import Check, Outcome
+from optimize.gate.checks import OUTCOMES, Check, Outcome
 from optimize.gate.pairs import (
     TIME_METRICS,
     Pair,
@@ -56,8 +56,9 @@ class Timing:
 def timed(make: MakePair, policy: Policy, tell: Tell) -> Timing:
     """Times two sides until every metric is decided; a failure must be found twice.
 
-    Half of the policy's seconds are for the first measurement, the other half for another one in
-    new processes: alone where the first found a failure, together with it where it found nothing.
+    A failure is confirmed by another measurement in new processes, whose memory lies elsewhere;
+    where that one finds none, a third decides. Where nothing could be decided, measuring goes on
+    in new processes. Half of the policy's seconds are for the first measurement.
 
     Args:
         make: starts both sides; called again for new processes.
@@ -66,31 +67,37 @@ def timed(make: MakePair, policy: Policy, tell: Tell) -> Timing:
     Raises:
         SideFailed: a side ended or did not answer.
     """
-    seconds = policy.seconds / 2
-    first = _measured(make, policy, seconds, Samples(), lambda share: tell("time", share))
+    end = time.monotonic() + policy.seconds
+    first = _measured(make, policy, policy.seconds / 2, Samples(), lambda s: tell("time", s))
     if first.outcome == "pass":
         return first
-    known = first.samples
-    if first.outcome == "fail":
-        # By itself, but cut like the first, so that both can be put together.
-        known = Samples(slices=first.samples.slices)
-    stage = "confirm" if first.outcome == "fail" else "more pairs"
-    second = _measured(make, policy, seconds, known, lambda share: tell(stage, share))
-    return _confirmed(first, second, policy) if first.outcome == "fail" else second
+    left = end - time.monotonic()
+    if first.outcome == "inconclusive":
+        return _measured(make, policy, left, first.samples, lambda s: tell("more pairs", s))
+    alone = Samples(slices=first.samples.slices)
+    second = _measured(make, policy, left / 2, alone, lambda s: tell("confirm", s))
+    if second.outcome != "pass":
+        return _together([first, second], policy)
+    left = max(1.0, end - time.monotonic())
+    third = _measured(make, policy, left, alone, lambda s: tell("decide", s))
+    return _together([first, second, third], policy)
 
 
-def _confirmed(first: Timing, second: Timing, policy: Policy) -> Timing:
-    """What failed must fail again; the numbers are those of both measurements together."""
-    samples = first.samples.extended(second.samples)
+def _together(runs: Sequence[Timing], policy: Policy) -> Timing:
+    """What most measurements found, with the numbers of all of them together."""
+    samples = runs[0].samples
+    for run in runs[1:]:
+        samples = samples.extended(run.samples)
     checks = []
-    for check, one, two in zip(
-        time_checks(samples, policy), first.checks, second.checks, strict=True
+    for check, *each in zip(
+        time_checks(samples, policy), *(run.checks for run in runs), strict=True
     ):
-        both = {one.outcome, two.outcome}
-        if "fail" in both and both != {"fail"}:
-            text = f"{check.message}; one of two measurements said so, the other did not"
-            check = replace(check, outcome="inconclusive", message=text)
-        checks.append(check)
+        found = [item.outcome for item in each]
+        outcome = next((o for o in OUTCOMES if found.count(o) > len(runs) / 2), "inconclusive")
+        if check.gates and set(found) != {outcome}:
+            text = f"{check.message}; {len(runs)} measurements found {', '.join(found)}"
+            check = replace(check, message=text)
+        checks.append(replace(check, outcome=outcome))
     return Timing(samples, tuple(checks))
 
 
