@@ -24,7 +24,7 @@ TIME_METRICS: tuple[TimeMetric, ...] = ("cpu_time", "wall_time")
 LEAST_SLICE = 0.001
 """Seconds below which a slice is as much clock as work."""
 MOST_SLICES = 64
-RESAMPLES = 1999
+RESAMPLES = 999
 
 Pair = tuple[Side, Side]
 """The candidate and the baseline."""
@@ -123,13 +123,17 @@ def ratio(seconds: Array, confidence: float, seed: int = 0) -> Interval:
             "ratio: found a time that is not positive and finite, expected seconds; the clock is "
             "too coarse for so short a request, time a longer one"
         )
-    value = float(_ratio(seconds[None])[0])
-    requests = np.arange(len(seconds))
+    weights = np.median(seconds[..., 1], axis=0)
+    weights /= weights.sum()
+    shifts = np.log(seconds[..., 0] / seconds[..., 1])
 
     def statistic(picked: Any, axis: int = -1) -> Array:
-        chosen = np.moveaxis(np.asarray(picked, np.int64), axis, -1)
-        return _ratio(seconds[chosen.reshape(-1, len(requests))]).reshape(chosen.shape[:-1])
+        chosen = shifts[np.moveaxis(np.asarray(picked, np.int64), axis, -1)]
+        ratios: Array = np.exp(np.median(chosen, axis=-2)) @ weights
+        return ratios
 
+    requests = np.arange(len(seconds))
+    value = float(statistic(requests))
     # The default method, BCa, is NaN where samples are alike.
     result = bootstrap(
         (requests,),
@@ -145,12 +149,3 @@ def ratio(seconds: Array, confidence: float, seed: int = 0) -> Interval:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise QualityError("ratio: found an interval that is not finite, expected numbers")
     return Interval(value, min(value, low), max(value, high))
-
-
-def _ratio(seconds: Array) -> Array:
-    """Ratios [N] of seconds [N, requests, slices, 2]."""
-    logs = np.log(seconds)
-    shifts = np.exp(np.median(logs[..., 0] - logs[..., 1], axis=1))
-    weights = np.median(seconds[..., 1], axis=1)
-    ratios: Array = (weights * shifts).sum(axis=-1) / weights.sum(axis=-1)
-    return ratios

@@ -25,7 +25,7 @@ FIRST_LOOK = 8
 """Requests of each side before anything is decided."""
 LOOK_GROWTH = 1.4
 """Factor between the numbers of requests after which the samples are looked at."""
-PAIR_SECONDS = 15.0
+PAIR_SECONDS = 5.0
 """After so long both sides go on in new processes, whose memory lies elsewhere."""
 LEAST_MEMORY = 8 << 20
 """Bytes below which a difference of memory is none."""
