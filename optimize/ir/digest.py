@@ -39,8 +39,8 @@ def graphs_digest(graphs: Mapping[str, Graph]) -> str:
 def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of name, dtype, shape and bytes of each weight, by name.
 
-    Reads each weight once, about a second per gigabyte; only one that is not contiguous, or not on
-    the CPU, is copied, by itself. A weight on the meta device has no bytes.
+    Reads each weight once, one to two seconds per gigabyte; only one that is not contiguous, or not
+    on the CPU, is copied, by itself. A weight on the meta device has no bytes.
     """
     digest = hashlib.sha256()
     for name in sorted(weights):

@@ -135,6 +135,21 @@ def test_without_the_program_before_quality_is_that_of_the_last_pass(
     assert "speedup" not in receipt
 
 
+def test_the_speedup_over_the_same_program_is_not_measured(
+    toy_program: Program, tmp_path: Path
+) -> None:
+    path = toy_program.export(tmp_path / "bundle", example=True, baseline=toy_program)
+    assert report_of(path)["receipt"]["speedup"] == {
+        "value": 1.0,
+        "interval": None,
+        "note": "not measured: these are the graphs and weights of the captured program",
+    }
+    other = toy_program.export(
+        tmp_path / "half", example=True, baseline=toy_program, precision="bfloat16"
+    )
+    assert report_of(other)["receipt"]["speedup"]["interval"] is not None
+
+
 def test_figures_that_are_not_timed_are_the_same_again(
     bundle: Path, fused: Program, toy_program: Program, tmp_path: Path
 ) -> None:
