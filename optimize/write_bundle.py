@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optimize.api import check_budget
 from optimize.export.bundle import export_bundle
 from optimize.export.engines import EngineRequest, precision_of
 from optimize.export.publish import absolute, check_target
@@ -28,6 +27,7 @@ from optimize.measure.receipt import EXAMPLE_FILE, dump_example, measure_speed
 from optimize.passes.calibration import Request, requests
 from optimize.passes.lower_precision import LowerPrecision
 from optimize.passes.pipeline import results_error, results_match, results_psnr, run_passes
+from optimize.recipes.budget import check_budget
 from optimize.recipes.recipe import Budget, Recipe
 from optimize.report.html import render_html
 from optimize.report.json_file import render_json
