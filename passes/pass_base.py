@@ -89,7 +89,7 @@ class Pass(ABC):
 
     @classmethod
     def choices(cls, program: Program, target: Target) -> Mapping[str, Choice]:
-        """Option → the values worth searching for a captured program; empty for a pass to leave out.
+        """Option → the values worth searching for a captured program; empty leaves the pass out.
 
         Values may not go together: what the pass then says is the reason to drop the attempt.
         """

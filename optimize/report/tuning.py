@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from optimize.ir.exporting import Target
 from optimize.ir.report import plain
 from optimize.measure.quality import Interval
 
@@ -88,7 +89,7 @@ class Tuning:
     """
 
     model: str
-    target: str
+    target: Target
     metric: str
     limits: Mapping[str, float]
     predicted_seconds: float

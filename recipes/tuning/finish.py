@@ -151,11 +151,9 @@ class Finish:
             except OptimizeError:
                 continue
             again = self.judge.run(other)
-            seconds, before = (
-                self.judge.predicted(other, again),
-                self.judge.predicted(program, runs),
-            )
-            if seconds == before and results_error(again.results, runs.results) == 0:
+            seconds = self.judge.predicted_after(other, again)
+            same_seconds = seconds == self.judge.predicted_after(program, runs)
+            if same_seconds and results_error(again.results, runs.results) == 0:
                 return self._simplified(less)
         return recipe
 

@@ -40,7 +40,7 @@ class Judge:
         self.program = program
         self.calibration = calibration
         self.reference = self.run(program)
-        self.seconds = self.predicted(program, self.reference)
+        self.seconds = self.predicted_after(program, self.reference)
 
     def check(self, metrics: Iterable[str]) -> None:
         """Refuses a metric that the results do not have.
@@ -77,11 +77,13 @@ class Judge:
         ]
         return Runs(results, steps)
 
-    def predicted(self, program: Program, runs: Runs | None = None) -> float | None:
+    def predicted(self, program: Program) -> float | None:
         """Seconds of one request; None where only a run shows how many steps there are."""
-        if not ends_by_itself(program):
-            return predict(program)
-        return None if runs is None else predict(with_steps(program, runs.steps))
+        return None if ends_by_itself(program) else predict(program)
+
+    def predicted_after(self, program: Program, runs: Runs) -> float:
+        """Seconds of one request with as many steps as its runs took."""
+        return predict(with_steps(program, runs.steps))
 
     def quality(self, runs: Runs) -> Quality:
         """Metric of a budget → value, against the unoptimised program.

@@ -95,8 +95,7 @@ class Search:
             self._check_seconds(trial, seconds, earlier)
         runs = self.judge.run(after)
         if seconds is None:
-            seconds = self.judge.predicted(after, runs)
-            assert seconds is not None
+            seconds = self.judge.predicted_after(after, runs)
             self._check_seconds(trial, seconds, earlier)
         quality = self.judge.quality(runs)
         if quality[self.metric] is None:

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optimize.ir.errors import RecipeError
@@ -56,13 +56,13 @@ class TuningStudy:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.total = total
         self.me = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
-        quality = "minimize" if metric in AT_MOST else "maximize"
+        fewer, more = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study: Study = optuna.create_study(
                 storage=open_storage(path),
                 study_name=STUDY,
-                directions=["minimize", quality],
+                directions=[fewer, fewer if metric in AT_MOST else more],
                 sampler=_SeededByTrial(seed),
                 load_if_exists=True,
             )

@@ -85,7 +85,7 @@ def tune(
     """
     tell: Progress = progress or _silent
     begun = time.monotonic()
-    _check(budget, trials, minutes, seed, threads)
+    check_search(budget, trials, minutes, seed, threads)
     metric = next(iter(limits(budget)))
     calibration = calibration or Calibration(samples=SAMPLES)
     space = search_space(program, target)
@@ -174,7 +174,12 @@ def _known(program: Program, starts: Sequence[Recipe]) -> list[Recipe]:
     return list(known.values())
 
 
-def _check(budget: Budget, trials: int, minutes: float, seed: int, threads: int) -> None:
+def check_search(budget: Budget, trials: int, minutes: float, seed: int, threads: int) -> None:
+    """Refuses arguments of `tune` before any work is done for them.
+
+    Raises:
+        RecipeError: says which, and what was expected.
+    """
     if budget.empty:
         raise RecipeError(
             "budget: found none, expected a limit such as psnr=30: without one the fastest recipe "
