@@ -9,8 +9,8 @@ from optuna.trial import Trial
 from optimize.ir.program import Program
 from optimize.passes.pipeline import Progress
 from optimize.recipes.budget import excess
-from optimize.recipes.recipe import Recipe
-from optimize.recipes.tuning.front import cost, worth
+from optimize.recipes.recipe import Budget, Recipe
+from optimize.recipes.tuning.front import cost, feasible, worth
 from optimize.recipes.tuning.judging import Judge
 from optimize.recipes.tuning.space import SearchSpace
 from optimize.recipes.tuning.study import NAME, PARAMETERS, PREDICTED, RECIPE, TuningStudy
@@ -19,6 +19,10 @@ from optimize.runtime.errors import OptimizeError
 
 Asked = Callable[[Sequence[Any]], Recipe]
 """The `passes` of a recipe → the recipe, with budget, target and calibration."""
+
+
+HOPELESS = 3.0
+"""Times as slow as the fastest known recipe within the budget: measuring cannot turn that over."""
 
 
 class _Dropped(Exception):
@@ -92,11 +96,11 @@ class Search:
                 raise _Dropped(f"the same as {item.label}")
         seconds = self.judge.predicted(after)
         if seconds is not None:
-            self._check_seconds(trial, seconds, earlier)
+            self._check_seconds(trial, seconds, earlier, recipe.budget)
         runs = self.judge.run(after)
         if seconds is None:
             seconds = self.judge.predicted_after(after, runs)
-            self._check_seconds(trial, seconds, earlier)
+            self._check_seconds(trial, seconds, earlier, recipe.budget)
         quality = self.judge.quality(runs)
         if quality[self.metric] is None:
             raise _Dropped(f"found no value of {self.metric}")
@@ -104,8 +108,10 @@ class Search:
             trial.set_constraint(name, min(by, 1e9))
         self.study.tell(trial, seconds, self.metric, quality)
 
-    def _check_seconds(self, trial: Trial, seconds: float, earlier: Sequence[Attempt]) -> None:
-        """Drops what is slower than the unoptimised program, or than one as good as can be."""
+    def _check_seconds(
+        self, trial: Trial, seconds: float, earlier: Sequence[Attempt], budget: Budget
+    ) -> None:
+        """Drops what cannot become the recipe, whatever its quality."""
         trial.set_user_attr(PREDICTED, seconds)
         # Known recipes are judged all the same: a reader wants to see where they stand.
         if NAME in trial.user_attrs:
@@ -113,6 +119,12 @@ class Search:
         if seconds >= self.judge.seconds:
             raise _Dropped(
                 f"predicted {seconds:.4g} s, the unoptimised program {self.judge.seconds:.4g} s"
+            )
+        within = [cost(item) for item in feasible(earlier, budget)]
+        if within and seconds > HOPELESS * min(within):
+            raise _Dropped(
+                f"predicted {seconds:.4g} s, more than {HOPELESS:g} times the {min(within):.4g} s "
+                "of one that holds the budget"
             )
         perfect = self.judge.best_quality(self.metric)
         for item in earlier:
