@@ -106,6 +106,8 @@ def tune(
             files["tuned.png"] = tuning_picture(tuned.tuning, "png")
         if tuned.recipe is not None:
             files["recipe.yaml"] = (_head(tuned.tuning) + tuned.recipe.to_yaml()).encode()
+        else:
+            (out / "recipe.yaml").unlink(missing_ok=True)
         write_files(out, files)
     if as_json:
         print_json(data)
@@ -197,16 +199,11 @@ def _show(tuning: Any, out: Path) -> None:
 
     output = console()
     if tuning.measured:
-        head = [
-            "",
-            "per request",
-            "speedup",
-            tuning.metric,
-            "on fresh requests",
-            "Fréchet distance",
-        ]
         judged = any(item.frechet is not None for item in tuning.measured)
-        table = Table(*head[: 6 if judged else 5], box=None, header_style="bold")
+        table = Table(box=None, header_style="bold")
+        head = ["", "seconds", "speedup", tuning.metric, "fresh", *(["Fréchet"] if judged else [])]
+        for name in head:
+            table.add_column(name, no_wrap=True)
         for item in tuning.measured:
             quality = {} if item.number is None else tuning.attempt(item.number).quality
             cells = [
@@ -214,13 +211,16 @@ def _show(tuning: Any, out: Path) -> None:
                 interval_text(item.speedup),
                 quality_cell(tuning.metric, quality.get(tuning.metric)),
                 quality_cell(tuning.metric, item.fresh_quality.get(tuning.metric)),
-                "" if item.frechet is None else interval_text(item.frechet),
+                "" if item.frechet is None else f"{item.frechet.value:.2f}",
             ]
-            style = "bold" if item.number == tuning.chosen and tuning.chosen is not None else ""
-            table.add_row(Text(item.name, style), *cells[: len(head) - 1 if judged else 4])
+            is_chosen = tuning.chosen is not None and item.number == tuning.chosen
+            shown = [Text(cell) for cell in cells[: len(head) - 1]]
+            table.add_row(Text(item.name), *shown, style="bold" if is_chosen else "")
         output.print(table)
+    if tuning.chosen is not None:
+        output.print(Text(f"chosen: {tuning.attempt(tuning.chosen).label}"))
     for name, ratio in tuning.ratios.items():
-        output.print(f"{interval_text(ratio)} times as fast as {name}", markup=False)
+        output.print(Text(f"{interval_text(ratio)} times as fast as {name}"))
     for note in tuning.notes:
         output.print(Text(f"note: {note}"))
     output.print(Text(f"written to {out}"))

@@ -16,7 +16,7 @@ from optimize.passes.pipeline import Progress
 from optimize.runtime.session import Session, load
 
 UNOPTIMISED = "unoptimised"
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 25
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 60
 
 Frechet = Callable[[Session], Interval]
 """Fréchet distance of the samples of a session to real ones."""

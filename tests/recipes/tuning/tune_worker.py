@@ -1,4 +1,4 @@
-"""A process of a search: `tune_worker.py STORAGE TRIALS CASE`; "kill" ends it in its sixth trial."""
+"""A process of a search: `tune_worker.py STORAGE TRIALS CASE`; "kill" ends it in trial 6."""
 
 import os
 import signal
