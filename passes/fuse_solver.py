@@ -177,13 +177,20 @@ class FuseSolver(Pass):
 
         The adaptive solver is left out: its calls are not known before it runs.
         """
-        if program.description is None:
+        description = program.description
+        if description is None:
             return {}
         solvers = [name for name in get_args(SolverName) if name != ADAPTIVE]
-        spacings = ("same", *get_args(Spacing))
         fitting = [name for name in solvers if cls(solver=name).declines(program) is None]
-        spaced = [name for name in spacings if cls(schedule=name).declines(program) is None]
-        most = program.description.steps
+        most = description.steps
+        seen: list[Any] = []
+        spaced: list[str] = []
+        for name in ("same", *get_args(Spacing)):
+            if cls(schedule=name).declines(program) is None:
+                level = cls(schedule=name)._step(description).levels.sigma
+                if not any(np.allclose(level, other) for other in seen):
+                    seen.append(level)
+                    spaced.append(name)
         return {
             "solver": OneOf(tuple(fitting)),
             "order": OneOf((None, 3)),

@@ -21,7 +21,7 @@ Asked = Callable[[Sequence[Any]], Recipe]
 """The `passes` of a recipe → the recipe, with budget, target and calibration."""
 
 
-HOPELESS = 3.0
+HOPELESS = 2.0
 """Times as slow as the fastest known recipe within the budget: measuring cannot turn that over."""
 
 
@@ -37,16 +37,24 @@ class Search:
         space: what is searched.
         study: where trials are kept.
         metric: the quality that is traded against speed.
+        budget: of every recipe.
         asked: makes a recipe of its passes.
     """
 
     def __init__(
-        self, judge: Judge, space: SearchSpace, study: TuningStudy, metric: str, asked: Asked
+        self,
+        judge: Judge,
+        space: SearchSpace,
+        study: TuningStudy,
+        metric: str,
+        budget: Budget,
+        asked: Asked,
     ) -> None:
         self.judge = judge
         self.space = space
         self.study = study
         self.metric = metric
+        self.budget = budget
         self.asked = asked
 
     def run(self, deadline: float, progress: Progress) -> str:
@@ -59,7 +67,7 @@ class Search:
         while time.monotonic() < deadline:
             trial = None
             try:
-                trial = self.study.ask()
+                trial = self.study.ask(self._fastest())
                 if trial is None:
                     return ""
                 progress(f"trial {trial.number + 1}", trial.number, self.study.total)
@@ -69,6 +77,11 @@ class Search:
                     self.study.lose(trial.number)
                 return "the search was interrupted"
         return "the time was up before all trials were done"
+
+    def _fastest(self) -> int | None:
+        """The fastest attempt within the budget that the space holds."""
+        within = feasible(self.study.attempts(), self.budget)
+        return min(within, key=cost).number if within else None
 
     def _try(self, trial: Trial) -> None:
         try:
@@ -96,21 +109,19 @@ class Search:
                 raise _Dropped(f"the same as {item.label}")
         seconds = self.judge.predicted(after)
         if seconds is not None:
-            self._check_seconds(trial, seconds, earlier, recipe.budget)
+            self._check_seconds(trial, seconds, earlier)
         runs = self.judge.run(after)
         if seconds is None:
             seconds = self.judge.predicted_after(after, runs)
-            self._check_seconds(trial, seconds, earlier, recipe.budget)
+            self._check_seconds(trial, seconds, earlier)
         quality = self.judge.quality(runs)
         if quality[self.metric] is None:
             raise _Dropped(f"found no value of {self.metric}")
-        for name, by in excess(recipe.budget, quality).items():
+        for name, by in excess(self.budget, quality).items():
             trial.set_constraint(name, min(by, 1e9))
         self.study.tell(trial, seconds, self.metric, quality)
 
-    def _check_seconds(
-        self, trial: Trial, seconds: float, earlier: Sequence[Attempt], budget: Budget
-    ) -> None:
+    def _check_seconds(self, trial: Trial, seconds: float, earlier: Sequence[Attempt]) -> None:
         """Drops what cannot become the recipe, whatever its quality."""
         trial.set_user_attr(PREDICTED, seconds)
         # Known recipes are judged all the same: a reader wants to see where they stand.
@@ -120,7 +131,7 @@ class Search:
             raise _Dropped(
                 f"predicted {seconds:.4g} s, the unoptimised program {self.judge.seconds:.4g} s"
             )
-        within = [cost(item) for item in feasible(earlier, budget)]
+        within = [cost(item) for item in feasible(earlier, self.budget)]
         if within and seconds > HOPELESS * min(within):
             raise _Dropped(
                 f"predicted {seconds:.4g} s, more than {HOPELESS:g} times the {min(within):.4g} s "

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
@@ -29,6 +30,12 @@ PARAMETERS = "parameters"
 PREDICTED, QUALITY = "predicted_seconds", "quality"
 HIGHEST_PSNR = 150.0
 """dB, for the search only, which needs finite numbers: results that equal the reference."""
+
+STARTUP = 10
+"""Trials, known recipes among them, before what they found guides the search."""
+
+KEPT = 0.75
+"""Share of the parameters that a trial near another takes over."""
 
 LONGEST_ELSEWHERE = timedelta(hours=1)
 """After this a running trial of another machine counts as lost."""
@@ -55,6 +62,7 @@ class TuningStudy:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.total = total
+        self.seed = seed
         self.me = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
         fewer, more = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
         with warnings.catch_warnings():
@@ -76,12 +84,22 @@ class TuningStudy:
         facts = {NAME: name, RECIPE: list(passes), PARAMETERS: dict(parameters)}
         self.study.enqueue_trial(dict(parameters), facts)
 
-    def ask(self) -> Trial | None:
-        """The next trial; None when the study has all of its trials."""
+    def ask(self, near: int | None = None) -> Trial | None:
+        """The next trial; None when the study has all of its trials.
+
+        Args:
+            near: number of a trial; every second one takes most of its parameters from it.
+        """
         self.collect_lost()
-        begun = [item for item in self._trials() if item.state != TrialState.WAITING]
-        if len(begun) >= self.total:
+        counted = self._trials()
+        waiting = [item for item in counted if item.state == TrialState.WAITING]
+        if len(counted) - len(waiting) >= self.total:
             return None
+        if near is not None and not waiting and len(counted) >= STARTUP and len(counted) % 2:
+            drawn = np.random.default_rng((self.seed, len(counted)))
+            given = next(item.params for item in counted if item.number == near)
+            kept = {name: value for name, value in given.items() if drawn.random() < KEPT}
+            self.study.enqueue_trial(kept)
         trial = self.study.ask()
         trial.set_user_attr(WORKER, self.me)
         # Another process may have begun the last one in the same moment.
@@ -161,7 +179,7 @@ class _SeededByTrial(BaseSampler):
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # `group`: options of a pass exist only where the pass is on.
             seed = (self.seed * 1_000_003 + number) % 2**32
-            return TPESampler(seed=seed, multivariate=True, group=True)
+            return TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True, group=True)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self.inner = self._made(trial.number)

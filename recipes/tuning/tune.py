@@ -111,7 +111,7 @@ def tune(
         read = Recipe.load({"passes": list(passes)})
         return replace(read, budget=budget, target=target, calibration=calibration, name="tuned")
 
-    search = Search(judge, space, study, metric, asked)
+    search = Search(judge, space, study, metric, budget, asked)
     ended = search.run(begun + 60 * SEARCH_SHARE * minutes, tell)
     attempts = study.attempts()
     judged = [item for item in attempts if item.state == "judged"]
