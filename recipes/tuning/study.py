@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optimize.ir.errors import RecipeError
 from optimize.recipes.budget import AT_MOST
+from optimize.recipes.tuning.neighbour import neighbour
 from optimize.recipes.tuning.storage import open_storage
 from optimize.report.tuning import Attempt
 
@@ -33,9 +34,6 @@ HIGHEST_PSNR = 150.0
 
 STARTUP = 10
 """Trials, known recipes among them, before what they found guides the search."""
-
-KEPT = 0.75
-"""Share of the parameters that a trial near another takes over."""
 
 LONGEST_ELSEWHERE = timedelta(hours=1)
 """After this a running trial of another machine counts as lost."""
@@ -88,7 +86,7 @@ class TuningStudy:
         """The next trial; None when the study has all of its trials.
 
         Args:
-            near: number of a trial; every second one takes most of its parameters from it.
+            near: number of a trial; every second one is a step away from it.
         """
         self.collect_lost()
         counted = self._trials()
@@ -97,9 +95,9 @@ class TuningStudy:
             return None
         if near is not None and not waiting and len(counted) >= STARTUP and len(counted) % 2:
             drawn = np.random.default_rng((self.seed, len(counted)))
-            given = next(item.params for item in counted if item.number == near)
-            kept = {name: value for name, value in given.items() if drawn.random() < KEPT}
-            self.study.enqueue_trial(kept)
+            other = next(item for item in counted if item.number == near)
+            if other.params:
+                self.study.enqueue_trial(neighbour(other, drawn))
         trial = self.study.ask()
         trial.set_user_attr(WORKER, self.me)
         # Another process may have begun the last one in the same moment.
