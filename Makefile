@@ -43,7 +43,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: found no python3, expected 3.11 or newer" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[compile,hf,rtx,sign,text,zoo,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[compile,hf,rtx,sign,text,tune,zoo,dev]'
 	touch $@
 
 $(VENV)/.benchmarks: $(wildcard benchmarks/requirements.txt) | $(INSTALLED)

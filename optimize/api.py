@@ -1,8 +1,7 @@
 """`optimize(model, recipe)`: capture, passes, budget. The whole compiler in one call."""
 
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,14 @@ from tqdm.auto import tqdm
 
 from optimize.capture.capture_model import AnyLoop, capture_model
 from optimize.ir.decode import DecodeLoop
-from optimize.ir.errors import QualityError
 from optimize.ir.program import Program
-from optimize.ir.record import Record
 from optimize.passes.cache_regions import active_maps
 from optimize.passes.calibration import Request, requests
 from optimize.passes.catalog import latest_position
 from optimize.passes.drafts.catalog import register_loader
 from optimize.passes.pipeline import Entry, Measure, Progress, run_passes
 from optimize.passes.shard_sequence import ShardSequence
+from optimize.recipes.budget import check_budget
 from optimize.recipes.lock import note_on
 from optimize.recipes.recipe import Budget, Recipe
 
@@ -136,50 +134,6 @@ def all_passes(recipe: Recipe) -> list[Entry]:
         names = [entry.item.name for entry in entries]
         entries.insert(latest_position(item.name, names), Entry(item))
     return entries
-
-
-def check_budget(name: str, budget: Budget, history: Sequence[Record]) -> None:
-    """Checks the result after the last pass against a budget.
-
-    Args:
-        name: whose budget it is, for messages.
-    Raises:
-        QualityError: says which pass cost what.
-    """
-    applied = [record for record in history if record.declined is None]
-    if budget.empty or not applied:
-        return
-    error = applied[-1].error or 0.0
-    ratio = applied[-1].details.get("psnr", math.inf)
-    problems = []
-    limit = budget.psnr
-    if limit is not None and not ratio >= limit:
-        problems.append(f"psnr {ratio:.1f} dB, expected at least {limit:g}")
-    limit = budget.relative_error
-    if limit is not None and not error <= limit:
-        problems.append(f"relative_error {error:.4g}, expected at most {limit:g}")
-    limit = budget.token_match
-    if limit is not None:
-        share = applied[-1].details.get("token_match")
-        if share is None:
-            problems.append("no generated tokens, expected some for token_match")
-        elif share < limit:
-            problems.append(f"token_match {share:.4g}, expected at least {limit:g}")
-    if not problems:
-        return
-    costs = "; ".join(_cost(record) for record in applied)
-    raise QualityError(
-        f"{name}: over the quality budget: found {' and '.join(problems)}. {costs}. "
-        "Ease the options of the pass that cost most, or the budget"
-    )
-
-
-def _cost(record: Record) -> str:
-    """What a pass cost in quality, counted from the program before the first pass."""
-    text = f"after {record.name}: relative_error {record.error or 0.0:.4g}, "
-    text += f"psnr {record.details.get('psnr', math.inf):.1f} dB"
-    share = record.details.get("token_match")
-    return text if share is None else f"{text}, token_match {share:.4g}"
 
 
 def with_active_tokens(program: Program, request: Request) -> Program:

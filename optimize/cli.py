@@ -25,6 +25,7 @@ EPILOG = (
 COMMANDS = {
     "demo": "demo:demo",
     "run": "run:run",
+    "tune": "tune:tune",
     "inspect": "inspect:inspect",
     "export": "export:export",
     "generate": "generate:generate",
@@ -128,7 +129,7 @@ def _report(error: Exception) -> int:
         isinstance(error, ModuleNotFoundError)
         and (error.name or "").partition(".")[0] != "optimize"
     ):
-        extra = {"sklearn": "zoo", "diffusers": "hf", "transformers": "hf"}.get(
+        extra = {"sklearn": "zoo", "diffusers": "hf", "transformers": "hf", "optuna": "tune"}.get(
             str(error.name).partition(".")[0], "compile"
         )
         say(f"error: {error.name} is not installed; pip install 'optimize[{extra}]'", "red")

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optimize.api import check_budget
 from optimize.export.bundle import VERSION, Written, export_bundle
 from optimize.export.engines import EngineRequest, precision_of
 from optimize.export.publish import absolute, check_target
@@ -36,6 +35,7 @@ from optimize.measure.result_quality import result_quality
 from optimize.passes.calibration import Request, requests
 from optimize.passes.lower_precision import LowerPrecision
 from optimize.passes.pipeline import results_error, results_match, results_psnr, run_passes
+from optimize.recipes.budget import check_budget
 from optimize.recipes.lock import Lock
 from optimize.recipes.recipe import Budget, Recipe
 from optimize.report.html import render_html

@@ -27,7 +27,9 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from optimize.capture.decode_loop import decode_program
 from optimize.ir.draft_tree import CHIMERA_TREE, DraftTree
+from optimize.ir.exporting import Target
 from optimize.ir.program import Program
+from optimize.passes.choices import Choice, OneOf, WholeNumber
 from optimize.passes.draft_check import draft_oracles, drawn_oracles
 from optimize.passes.draft_figures import draft_figures
 from optimize.passes.draft_length import fitted_length
@@ -124,6 +126,17 @@ class AttachDraft(Pass):
             self._tree(1)
         if self._tree(self.draft_length or 1).size > MOST_ROWS:
             raise ValueError(f"draft: found a tree of more than {MOST_ROWS} rows; draft fewer")
+
+    @classmethod
+    def choices(cls, program: Program, target: Target) -> Mapping[str, Choice]:
+        """Drafts that need no training and no other model."""
+        kinds: tuple[DraftKind, ...] = ("lookup", "layers")
+        fitting = [kind for kind in kinds if cls(draft=kind).declines(program) is None]
+        return {
+            "draft": OneOf(tuple(fitting)),
+            "draft_length": OneOf((None, 1, 2, 3, 4, 6, 8)),
+            "ngram": WholeNumber(1, 4),
+        }
 
     def declines(self, program: Program) -> str | None:
         decoding = program.decoding

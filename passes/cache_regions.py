@@ -30,11 +30,13 @@ from optimize.capture.from_denoiser import dimensions_of
 from optimize.ir.axes import Axes, Axis
 from optimize.ir.axis_rules import infer_axes
 from optimize.ir.builder import Builder, builder_with_inputs
+from optimize.ir.exporting import Target
 from optimize.ir.graph import Graph
 from optimize.ir.program import Program, denoising_repeat, with_repeat
 from optimize.ir.row_subset import Cache, RowSubset
 from optimize.ir.token_axis import CannotSubset, token_axis, token_count
 from optimize.ir.torch_engine import DTYPE_NAMES
+from optimize.passes.choices import Choice, RealNumber, WholeNumber
 from optimize.passes.pass_base import Declined, OracleResult, Pass, Rewritten
 from optimize.passes.region_choice import Counts, change_rate, choose, token_scores
 from optimize.runtime.loop import Binding, Call, Destination, Slot
@@ -125,6 +127,15 @@ class CacheRegions(Pass):
         if isinstance(self.keep_ratio, (int, float)):
             return ((0, float(self.keep_ratio)),)
         return tuple(sorted((int(step), float(ratio)) for step, ratio in self.keep_ratio))
+
+    @classmethod
+    def choices(cls, program: Program, target: Target) -> Mapping[str, Choice]:
+        return {
+            "keep_ratio": RealNumber(0.25, 0.9),
+            "warmup": WholeNumber(2, 8),
+            "final": WholeNumber(0, 2),
+            "max_age": WholeNumber(4, 16),
+        }
 
     def identity(self) -> Self:
         return replace(self, keep_ratio=1.0)

@@ -26,6 +26,7 @@ import numpy as np
 
 from optimize.ir.denoise import DenoiseLoop, check_steps
 from optimize.ir.errors import InputModelError
+from optimize.ir.exporting import Target
 from optimize.ir.graph import Graph
 from optimize.ir.noise_path import Levels
 from optimize.ir.program import Program, denoising_repeat, with_repeat
@@ -46,6 +47,7 @@ from optimize.ir.solver_step import (
     captured_step,
     constant_error,
 )
+from optimize.passes.choices import Choice, OneOf, WholeNumber
 from optimize.passes.pass_base import Declined, OracleResult, Pass, Rewritten
 from optimize.passes.solvers.adaptive import adaptive_program, check_start
 from optimize.passes.solvers.catalog import SOLVERS, solve
@@ -72,6 +74,9 @@ SolverName = Literal[
 ADAPTIVE = "dpm_solver_adaptive"
 ABSOLUTE = 0.0078 / 0.05
 """Absolute to relative tolerance of the adaptive solver, as its authors have it for pixels."""
+
+FEWEST_STEPS = 3
+"""Worth searching: with fewer, results have little in common with those before."""
 
 PIXEL_CHANNELS = (1, 3)
 """Grey and RGB; thresholding assumes pixels."""
@@ -165,6 +170,33 @@ class FuseSolver(Pass):
     def _changes_numbers(self) -> bool:
         plain = (self.eta, self.dualfast, self.thresholding, self.variant)
         return plain != (0.0, None, None, "midpoint")
+
+    @classmethod
+    def choices(cls, program: Program, target: Target) -> Mapping[str, Choice]:
+        """Solvers and spacings that suit the model, and fewer steps than it was captured with.
+
+        The adaptive solver is left out: its calls are not known before it runs.
+        """
+        description = program.description
+        if description is None:
+            return {}
+        solvers = [name for name in get_args(SolverName) if name != ADAPTIVE]
+        fitting = [name for name in solvers if cls(solver=name).declines(program) is None]
+        most = description.steps
+        seen: list[Any] = []
+        spaced: list[str] = []
+        for name in ("same", *get_args(Spacing)):
+            if cls(schedule=name).declines(program) is None:
+                level = cls(schedule=name)._step(description).levels.sigma
+                if not any(np.allclose(level, other) for other in seen):
+                    seen.append(level)
+                    spaced.append(name)
+        return {
+            "solver": OneOf(tuple(fitting)),
+            "order": OneOf((None, 3)),
+            "steps": WholeNumber(min(FEWEST_STEPS, most), most, log=True),
+            "schedule": OneOf(tuple(spaced)),
+        }
 
     def identity(self) -> Self:
         return type(self)()

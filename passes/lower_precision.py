@@ -19,10 +19,12 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 
+from optimize.ir.exporting import Target
 from optimize.ir.graph import Graph
 from optimize.ir.low_precision import in_low_precision, lowered_weights
 from optimize.ir.program import Program
 from optimize.ir.torch_engine import TORCH_DTYPES
+from optimize.passes.choices import Choice, OneOf
 from optimize.passes.pass_base import Numerics, Pass, Rewritten
 
 Dtype = Literal["float16", "bfloat16", "float32"]
@@ -46,6 +48,11 @@ class LowerPrecision(Pass):
             raise ValueError(
                 f"dtype: found {self.dtype!r}, expected one of {', '.join(get_args(Dtype))}"
             )
+
+    @classmethod
+    def choices(cls, program: Program, target: Target) -> Mapping[str, Choice]:
+        """Both kinds of half precision; none for "onnx", which CPUs run, slower than float32."""
+        return {} if target == "onnx" else {"dtype": OneOf(("float16", "bfloat16"))}
 
     def declines(self, program: Program) -> str | None:
         if self.dtype != "float32" and not lowered_weights(program.graphs):

@@ -2,6 +2,7 @@
 
 A pass is a function from a program to a program, with its preconditions and its checks beside it:
 
+    choices(program, target)      which options are worth searching, and where
     declines(program)             why it does not apply, or None
     fit(program, requests)        the pass with options found out by trying; itself by default
     rewrite(program)              the new program; the old one is unchanged
@@ -17,7 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, get_args
 
+from optimize.ir.exporting import Target
 from optimize.ir.program import Program
+from optimize.passes.choices import Choice
 
 Numerics = Literal["exact", "rounding", "approximate"]
 """Bit for bit; equal up to rounding; or an approximation with a measured error."""
@@ -83,6 +86,14 @@ class Pass(ABC):
                 f"expected one of {', '.join(get_args(Numerics))}"
             )
         cls.name = cls.__module__.rpartition(".")[2]
+
+    @classmethod
+    def choices(cls, program: Program, target: Target) -> Mapping[str, Choice]:
+        """Option → the values worth searching for a captured program; empty leaves the pass out.
+
+        Values may not go together: what the pass then says is the reason to drop the attempt.
+        """
+        return {}
 
     @abstractmethod
     def declines(self, program: Program) -> str | None:

@@ -27,9 +27,11 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from optimize.capture.decode_loop import decode_program
 from optimize.ir.cache_lengths import Cut, with_shorter_caches
+from optimize.ir.exporting import Target
 from optimize.ir.image_span import ImageSpan, image_span
 from optimize.ir.program import Program
 from optimize.ir.token_axis import CannotSubset
+from optimize.passes.choices import Choice, OneOf, RealNumber
 from optimize.passes.pass_base import Declined, Numerics, OracleResult, Pass, Rewritten
 from optimize.passes.visual_check import pruning_oracles
 from optimize.passes.visual_figures import visual_figures
@@ -101,6 +103,10 @@ class PruneVisualTokens(Pass):
             raise ValueError(
                 f"second_layer: found {second}, expected more than first_layer {first}"
             )
+
+    @classmethod
+    def choices(cls, program: Program, target: Target) -> Mapping[str, Choice]:
+        return {"keep_ratio": RealNumber(0.05, 0.9), "stride": OneOf((None, 2, 3, 4))}
 
     def declines(self, program: Program) -> str | None:
         decoding = program.decoding

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal, Self
 from optimize.ir.attention_sites import Site, attention_sites
 from optimize.ir.axis_rules import infer_axes
 from optimize.ir.builder import builder_with_inputs
+from optimize.ir.exporting import Target
 from optimize.ir.frame_axis import FrameGrid, frame_grid, given_grid
 from optimize.ir.graph import Graph
 from optimize.ir.program import Program
@@ -32,6 +33,7 @@ from optimize.ir.token_axis import CannotSubset, token_axis
 from optimize.kernels.tile_attention.pattern import spread_references
 from optimize.kernels.tile_attention.schema import Form, form_of
 from optimize.passes.calibration import Request
+from optimize.passes.choices import Choice, RealNumber
 from optimize.passes.pass_base import Declined, Fitted, OracleResult, Pass, Rewritten
 from optimize.passes.tile_check import sampled_rows_error
 from optimize.passes.tile_data import tiles_data
@@ -106,6 +108,10 @@ class TileAttention(Pass):
         if isinstance(self.references, str):
             return ()
         return (self.references,) if isinstance(self.references, int) else self.references
+
+    @classmethod
+    def choices(cls, program: Program, target: Target) -> Mapping[str, Choice]:
+        return {"budget": RealNumber(1e-3, 0.2, log=True)}
 
     def identity(self) -> Self:
         return replace(self, references="all")

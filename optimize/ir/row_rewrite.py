@@ -225,6 +225,8 @@ class RowRewrite(ABC):
                 return False
         if self.axes.is_tensor(node):
             return len(self._carried(node)) == 1
+        if not isinstance(node.meta["val"], (list, tuple)):
+            return False  # a size, of the whole tensor
         groups = range(len(node.meta["val"]))
         carried = [
             [axis for axis in self.axes.of_item(node, i) if self.axes.contains(axis, self.axis)]

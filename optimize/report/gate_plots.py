@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.figure import Figure
 
-from optimize.report.plots import COLOURS, picture_file
+from optimize.report.plots import COLOURS, figure_file
 
 OUTCOME_COLOURS = {"pass": "#009E73", "fail": "#D55E00", "inconclusive": "#E69F00"}
 MOST_LABELS = 20
@@ -68,4 +68,4 @@ def trend(
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(axis="y", alpha=0.3)
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        return picture_file(figure, "svg")
+        return figure_file(figure, "svg")

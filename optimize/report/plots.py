@@ -63,7 +63,7 @@ def calls_versus_quality(curves: Sequence[Curve], rows: Sequence[Row], metric: s
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-        return picture_file(figure, "svg")
+        return figure_file(figure, "svg")
 
 
 def solver_curves(comparison: SolverComparison, kind: Literal["svg", "png"]) -> bytes:
@@ -109,7 +109,7 @@ def solver_curves(comparison: SolverComparison, kind: Literal["svg", "png"]) -> 
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
         figure.legend(loc="outside right upper", fontsize="small", frameon=False)
-        return picture_file(figure, kind)
+        return figure_file(figure, kind)
 
 
 def frame_tile_maps(tiles: FrameTiles, kind: Literal["svg", "png"]) -> bytes:
@@ -126,7 +126,7 @@ def frame_tile_maps(tiles: FrameTiles, kind: Literal["svg", "png"]) -> bytes:
             "hatch.linewidth": 0.6,
         }
     ):
-        return picture_file(frame_tile_figure(tiles), kind)
+        return figure_file(frame_tile_figure(tiles), kind)
 
 
 def frame_tile_figure(tiles: FrameTiles) -> Figure:
@@ -198,8 +198,8 @@ def _points(line: SolverLine) -> list[tuple[int, float]]:
     return [(calls, value) for calls, value in values if value]
 
 
-def picture_file(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
-    """A figure as a file whose bytes depend on nothing but its content."""
+def figure_file(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
+    """The bytes of a figure, which depend on nothing but its data."""
     metadata = {"Date": None, "Creator": "optimize"} if kind == "svg" else {"Software": "optimize"}
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=metadata, dpi=150)

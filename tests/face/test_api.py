@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import optimize as package
-from optimize.api import apply_recipe, check_budget, optimize
+from optimize.api import apply_recipe, optimize
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError, QualityError, RecipeError
 from optimize.ir.program import Program
 from optimize.ir.record import Record
+from optimize.recipes.budget import check_budget
 from optimize.recipes.recipe import Budget, Recipe
 
 ROOT = Path(__file__).parents[2]

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from optimize.capture.from_denoiser import capture
+from optimize.ir.denoise import DenoiseLoop
 from optimize.passes.cache_regions import CacheRegions, RegionPlan, active_maps
 from optimize.passes.fuse_solver import FuseSolver
 
@@ -24,6 +26,29 @@ def test_oracle_holds_on_every_family(family, captured):
     assert REGIONS.declines(program) is None
     rewritten = REGIONS.rewrite(program).program
     (result,) = REGIONS.oracles(program, rewritten, made.request())
+    assert result.holds, result
+
+
+class SizesFirst(torch.nn.Module):
+    """Reads the batch from the latent before anything else, whose rows are the tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = torch.nn.Linear(4, 4)
+
+    def forward(self, hidden_states, timestep):
+        tokens = hidden_states * (1 + timestep.expand(hidden_states.shape[0])[:, None, None])
+        heads = tokens[:, None]
+        return torch.nn.functional.scaled_dot_product_attention(self.query(heads), heads, heads)[
+            :, 0
+        ]
+
+
+def test_oracle_holds_where_a_size_of_the_latent_is_read():
+    inputs = {"hidden_states": torch.randn(2, 16, 4), "timestep": torch.ones(2)}
+    program = capture(SizesFirst().eval(), inputs, loop=DenoiseLoop(steps=8))
+    rewritten = REGIONS.rewrite(program).program
+    (result,) = REGIONS.oracles(program, rewritten, {})
     assert result.holds, result
 
 
@@ -56,8 +81,6 @@ def test_fused_and_unfused_regions_agree_bit_for_bit(captured):
 
 def test_guidance_halves_share_the_rows(captured):
     from dataclasses import replace
-
-    from optimize.capture.from_denoiser import capture
 
     made, _ = captured("sd3", torch.float32)
     text = ("encoder_hidden_states", "pooled_projections")

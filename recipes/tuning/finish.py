@@ -1,0 +1,199 @@
+"""From judged attempts to a recipe: measured on the target, chosen, and verified."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from optimize.ir.program import Program
+from optimize.measure.quality import Interval
+from optimize.measure.timing import compare
+from optimize.passes.calibration import Request
+from optimize.passes.pipeline import Progress, results_error, run_passes
+from optimize.recipes.budget import check_budget, quality_text
+from optimize.recipes.recipe import Budget, Recipe
+from optimize.recipes.tuning.front import feasible, to_measure, worth
+from optimize.recipes.tuning.judging import Judge, Quality
+from optimize.recipes.tuning.measuring import UNOPTIMISED, Frechet, opened, timed
+from optimize.recipes.tuning.search import Asked
+from optimize.report.tuning import Measurement, Tuning
+from optimize.runtime.errors import OptimizeError
+
+MOST_MEASURED, MOST_KNOWN = 6, 3
+"""Attempts that are measured, and recipes known before that are measured besides."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `tune` returns.
+
+    Attributes:
+        recipe: the fastest within the budget; None where there is none.
+        tuning: all that was found.
+        why_none: why there is no recipe.
+    """
+
+    recipe: Recipe | None
+    tuning: Tuning
+    why_none: str = ""
+
+
+class Finish:
+    """Chooses among the attempts of a search.
+
+    Args:
+        judge: holds recipes against the unoptimised program.
+        asked: makes a recipe of its passes.
+        budget: of the recipe.
+        progress: told what is running.
+    """
+
+    def __init__(self, judge: Judge, asked: Asked, budget: Budget, progress: Progress) -> None:
+        self.judge = judge
+        self.asked = asked
+        self.budget = budget
+        self.progress = progress
+
+    def run(
+        self,
+        tuning: Tuning,
+        *,
+        threads: int,
+        seconds: float,
+        fresh: Sequence[Request],
+        frechet: Frechet | None,
+    ) -> Tuned:
+        """The search's result with what was measured, and the recipe.
+
+        Args:
+            tuning: what the search found.
+            threads: of one operator on the target.
+            seconds: to spend on timing.
+            fresh: requests that the search did not see.
+            frechet: judges the samples of a session.
+        """
+        within = feasible(tuning.attempts, self.budget)
+        if not within:
+            return Tuned(None, tuning, self._unreachable(tuning))
+        known = [item for item in tuning.judged if item.name][:MOST_KNOWN]
+        picked = to_measure(within, tuning.metric, MOST_MEASURED)
+        chosen = {item.label: item for item in [*picked, *known]}
+        programs = {UNOPTIMISED: self.judge.program}
+        for name, item in chosen.items():
+            programs[name] = self.judge.rewritten(self.asked(item.passes))
+        with opened(programs, tuning.target, threads, self.progress) as sessions:
+            raw = timed(sessions, self.judge.calibration[0], seconds, self.progress)
+            medians = {name: statistics.median(found) for name, found in raw.items()}
+            candidates = [item.label for item in within if item.label in chosen]
+            faster = [name for name in candidates if medians[name] < medians[UNOPTIMISED]]
+            winner, recipe, notes = self._verified(
+                {name: chosen[name].passes for name in sorted(faster, key=medians.__getitem__)}
+            )
+            shown = [UNOPTIMISED, *(item.label for item in known), *([winner] if winner else [])]
+            distances: dict[str, Interval] = {}
+            if frechet is not None:
+                for index, name in enumerate(dict.fromkeys(shown)):
+                    self.progress(f"judge samples of {name}", index, len(shown))
+                    distances[name] = frechet(sessions[name])
+        fresh_quality = self._fresh(programs, fresh)
+        measured = [
+            Measurement(
+                number=chosen[name].number if name in chosen else None,
+                name=name,
+                seconds=medians[name],
+                speedup=compare(raw[name], raw[UNOPTIMISED]).speedup,
+                fresh_quality=fresh_quality.get(name, {}),
+                frechet=distances.get(name),
+                raw_seconds=tuple(raw[name]),
+            )
+            for name in raw
+        ]
+        tuning = replace(
+            tuning, measured=tuple(measured), notes=(*tuning.notes, *notes, *_doubts(raw))
+        )
+        if recipe is None or winner is None:
+            return Tuned(None, tuning, self._none(len(faster), medians, candidates))
+        ratios = {
+            item.label: compare(raw[winner], raw[item.label]).speedup
+            for item in known
+            if item.label != winner
+        }
+        number = chosen[winner].number
+        return Tuned(recipe, replace(tuning, chosen=number, recipe=recipe.to_yaml(), ratios=ratios))
+
+    def _verified(
+        self, ordered: Mapping[str, Sequence[Any]]
+    ) -> tuple[str | None, Recipe | None, list[str]]:
+        """The first of some recipes that passes every check, and why those before it did not."""
+        notes = []
+        for index, (name, passes) in enumerate(ordered.items()):
+            self.progress(f"verify {name}", index, len(ordered))
+            recipe = self._simplified(self.asked(passes))
+            try:
+                after = run_passes(
+                    self.judge.program, recipe.passes, calibration=self.judge.calibration
+                )
+                check_budget(name, self.budget, after.history)
+            except OptimizeError as error:
+                notes.append(f"{name} was not taken: {error}")
+                continue
+            return name, replace(recipe.locked(after.history), name="tuned"), notes
+        return None, None, notes
+
+    def _simplified(self, recipe: Recipe) -> Recipe:
+        """The recipe without passes that change neither result nor predicted seconds."""
+        program = self.judge.rewritten(recipe)
+        runs = self.judge.run(program)
+        for entry in recipe.passes if len(recipe.passes) > 1 else ():
+            less = replace(recipe, passes=tuple(e for e in recipe.passes if e is not entry))
+            try:
+                other = self.judge.rewritten(less)
+            except OptimizeError:
+                continue
+            again = self.judge.run(other)
+            seconds = self.judge.predicted_after(other, again)
+            same_seconds = seconds == self.judge.predicted_after(program, runs)
+            if same_seconds and results_error(again.results, runs.results) == 0:
+                return self._simplified(less)
+        return recipe
+
+    def _fresh(
+        self, programs: Mapping[str, Program], fresh: Sequence[Request]
+    ) -> dict[str, Quality]:
+        """Name → quality on requests that the search did not see."""
+        self.progress("fresh requests", 0, len(programs))
+        judge = Judge(self.judge.program, fresh)
+        return {
+            name: judge.quality(judge.run(program))
+            for name, program in programs.items()
+            if name != UNOPTIMISED
+        }
+
+    def _unreachable(self, tuning: Tuning) -> str:
+        """Says what the best attempt reached of a budget that none holds."""
+        if not tuning.judged:
+            return f"none of {len(tuning.attempts)} trials could be judged"
+        best = max(tuning.judged, key=lambda item: worth(item, tuning.metric))
+        reached = ", ".join(quality_text(name, best.quality.get(name)) for name in tuning.limits)
+        return (
+            f"none of {len(tuning.attempts)} trials holds it; {best.label} comes nearest: {reached}"
+        )
+
+    def _none(self, faster: int, medians: Mapping[str, float], candidates: Sequence[str]) -> str:
+        """Says why no candidate was taken."""
+        if faster:
+            return "no recipe within it passed its checks"
+        best = min(candidates, key=medians.__getitem__)
+        return (
+            f"no recipe within it is faster: {best} takes {medians[best]:.4g} s, the unoptimised "
+            f"program {medians[UNOPTIMISED]:.4g} s"
+        )
+
+
+def _doubts(raw: Mapping[str, Sequence[float]]) -> list[str]:
+    """What a reader should know of the timings."""
+    found = raw[UNOPTIMISED]
+    spread = (max(found) - min(found)) / statistics.median(found)
+    if spread < 0.5:
+        return []
+    return [f"the machine was busy: times of the unoptimised program differ by {spread:.0%}"]
