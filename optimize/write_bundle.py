@@ -32,6 +32,7 @@ from optimize.measure.receipt import (
     versions,
 )
 from optimize.measure.result_quality import result_quality
+from optimize.measure.roofline import predictions
 from optimize.passes.calibration import Request, requests
 from optimize.passes.lower_precision import LowerPrecision
 from optimize.passes.pipeline import results_error, results_match, results_psnr, run_passes
@@ -95,6 +96,7 @@ def write_bundle(
             report,
             targets=told,
             costs=written.costs,
+            predicted=predictions(base.program),
             source=asdict(program.source_digest),
             budget={} if given is None else given.budget.limits(),
         )

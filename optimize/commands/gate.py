@@ -12,7 +12,9 @@ from optimize.commands.console import Json, console, fail, print_json
 from optimize.commands.progress import StageBar
 
 if TYPE_CHECKING:
-    from optimize.gate.checks import Verdict
+    from collections.abc import Sequence
+
+    from optimize.gate.checks import Check, Verdict
 
 STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
@@ -124,10 +126,26 @@ def _start() -> None:
     console().print("edit the two `optimize run` lines of the workflow, then commit both files")
 
 
+def _rows(checks: "Sequence[Check]") -> "list[Check]":
+    """One row per metric; those that passed for several kernels share the row of the largest."""
+    from dataclasses import replace
+
+    from optimize.gate.costs import base_metric
+
+    rows: dict[str, Check] = {}
+    for check in checks:
+        base = base_metric(check.metric)
+        if check.outcome != "pass" or base == check.metric:
+            rows[f"{len(rows)}"] = check
+        elif base not in rows or (check.ratio or 0) > (rows[base].ratio or 0):
+            rows[base] = replace(check, metric=base)
+    return list(rows.values())
+
+
 def _show(verdict: "Verdict") -> None:
     output = console()
     table = Table("", "metric", "candidate / baseline", box=None, header_style="bold")
-    for check in verdict.checks:
+    for check in _rows(verdict.checks):
         shown = "" if check.ratio is None else f"{check.ratio:.3f}"
         if check.low is not None and check.high is not None:
             shown += f" [{check.low:.3f}, {check.high:.3f}]"

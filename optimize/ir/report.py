@@ -59,6 +59,7 @@ class Report:
         receipt: what the bundle promises when it is measured again, and what that is bound to, see
             `docs/receipts.md`.
         costs: of the program that was written, see `optimize.measure.cost.program_costs`.
+        predicted: GPU → seconds of one request by the cost model, see `docs/cost_model.md`.
         source: "graphs" and "weights", digests of the program as it was captured.
         budget: metric → limit that the result was held against.
         kernels: op of ours → GPU architecture, such as "sm_90" → registers per thread, and bytes
@@ -74,6 +75,7 @@ class Report:
     targets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     receipt: Mapping[str, Any] = field(default_factory=dict)
     costs: Mapping[str, Any] = field(default_factory=dict)
+    predicted: Mapping[str, float] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
     budget: Mapping[str, float] = field(default_factory=dict)
     kernels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
@@ -129,6 +131,7 @@ class Report:
                 "targets": self.targets,
                 "receipt": self.receipt,
                 "costs": self.costs,
+                "predicted": self.predicted,
                 "source": self.source,
                 "budget": self.budget,
                 "quality_of_result": self.quality_of_result,

@@ -5,6 +5,7 @@ from dataclasses import replace
 from optimize.ir.program import Program
 from optimize.runtime.loop import Repeat
 
+
 def ends_by_itself(program: Program) -> bool:
     """Whether the loop runs until a flag, so that its steps are known only after a run."""
     return any(isinstance(item, Repeat) and item.until is not None for item in program.loop.body)
