@@ -8,7 +8,9 @@ pytest-benchmark compares the same bundle with its own run before, failing from 
 The cost model: predicted against measured ratios of request times, see `gates_cost.py`.
 """
 
+import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SAME_RUNS, SLOWER_RUNS, PEER_RUNS = 200, 60, 60
 GENERATORS = 1
 SECONDS = 120.0
+
+Outcome = tuple[str, float, float]
 PEER_TEST = """
 from optimize.measure.receipt import read_example
 from optimize.runtime import load
@@ -51,24 +55,31 @@ def gates() -> Figures:
                 for key in MORE_STEPS
                 if key != "same"
             }
-    spent = [item for _, item in (*same, *slower["slower_5"], *slower["slower_10"])]
+    spent = [item for _, item, _ in (*same, *slower["slower_5"], *slower["slower_10"])]
     return {
         "false_failure_rate": _rate(same, "fail"),
         "inconclusive_rate": _rate(same, "inconclusive"),
         "power_5": _rate(slower["slower_5"], "fail"),
         "power_10": _rate(slower["slower_10"], "fail"),
         "pytest_benchmark_false_rate": peer.failures / PEER_RUNS,
+        # What the steps more really cost: the median of all these gates' ratios.
+        "slowdown_5": _median_slowdown(slower["slower_5"]),
+        "slowdown_10": _median_slowdown(slower["slower_10"]),
         "gate_seconds_median": round(sorted(spent)[len(spent) // 2], 2),
         "gate_seconds_longest": round(max(spent), 2),
     }
 
 
-def _rate(outcomes: list[tuple[str, float]], outcome: str) -> float:
-    return sum(found == outcome for found, _ in outcomes) / len(outcomes)
+def _rate(outcomes: list[Outcome], outcome: str) -> float:
+    return sum(found == outcome for found, _, _ in outcomes) / len(outcomes)
 
 
-def _outcomes(folder: Path, name: str, runs: int, peer: "_Peer | None") -> list[tuple[str, float]]:
-    """Outcome and seconds of each gate of a bundle against the one with twenty steps."""
+def _median_slowdown(outcomes: list[Outcome]) -> float:
+    return round(statistics.median(ratio for _, _, ratio in outcomes) - 1, 4)
+
+
+def _outcomes(folder: Path, name: str, runs: int, peer: "_Peer | None") -> list[Outcome]:
+    """Outcome, seconds and ratio of CPU times of each gate against the one with twenty steps."""
     from optimize.gate.gate import gate_bundle
     from optimize.gate.policy import LIMITS, METRICS, Policy
 
@@ -80,7 +91,8 @@ def _outcomes(folder: Path, name: str, runs: int, peer: "_Peer | None") -> list[
     for number in range(runs):
         start = time.monotonic()
         verdict = gate_bundle(folder / name, folder / "same", policy)
-        outcomes.append((verdict.outcome, time.monotonic() - start))
+        ratio = verdict.check("cpu_time").ratio or math.nan
+        outcomes.append((verdict.outcome, time.monotonic() - start, ratio))
         if verdict.outcome != ("pass" if name == "same" else "fail"):
             print(name, number, [c.message for c in verdict.checks[-3:]], file=sys.stderr)
         if peer is not None and number % (runs // PEER_RUNS) == 0:

@@ -27,7 +27,7 @@ from optimize.gate.findings import (
 from optimize.gate.machine import commit, differences, fingerprint
 from optimize.gate.pairs import Pair, Samples
 from optimize.gate.policy import Policy
-from optimize.gate.sides import BundleSide, SideFailed
+from optimize.gate.sides import BundleSide, SideFailed, shared_cores
 from optimize.gate.stored import StoredBaseline, WorkRatio, read_stored, write_stored
 from optimize.gate.timing import Tell, Timing, timed, work_ratios
 from optimize.ir.errors import GateError
@@ -110,6 +110,7 @@ class _Run:
         self.facts = facts
         self.tell = tell
         self.machine = fingerprint(policy.threads)
+        self._pairs = os.getpid()
 
     def against_bundle(self, baseline: Path, clock: bool) -> Verdict:
         """Costs, stored request and times, against another bundle."""
@@ -180,10 +181,11 @@ class _Run:
         with _request_file(self.candidate, baseline) as request:
 
             def make() -> Pair:
+                cores = self._next_cores()
                 return started(
                     [
-                        lambda: self._side("candidate", self.candidate, request),
-                        lambda: self._side("baseline", baseline, request),
+                        lambda: self._side("candidate", self.candidate, request, cores),
+                        lambda: self._side("baseline", baseline, request, cores),
                     ]
                 )
 
@@ -196,16 +198,24 @@ class _Run:
         with _request_file(self.candidate, self.candidate) as request:
 
             def make() -> Pair:
+                cores = self._next_cores()
                 return started(
                     [
-                        lambda: self._side("candidate", self.candidate, request),
-                        lambda: BundleSide("fixed work", None),
+                        lambda: self._side("candidate", self.candidate, request, cores),
+                        lambda: BundleSide("fixed work", None, cores=cores),
                     ]
                 )
 
             return work_ratios(make, self.policy, self.tell)
 
-    def _side(self, name: str, bundle: Path, request: Path) -> BundleSide:
+    def _next_cores(self) -> Sequence[int] | None:
+        """The cores of the next pair."""
+        self._pairs += 1
+        return shared_cores(self.policy.threads, self._pairs)
+
+    def _side(
+        self, name: str, bundle: Path, request: Path, cores: Sequence[int] | None
+    ) -> BundleSide:
         return BundleSide(
             name,
             bundle,
@@ -213,6 +223,7 @@ class _Run:
             target=self.target,
             threads=self.policy.threads,
             trust=self.trust,
+            cores=cores,
         )
 
     def _example(self) -> list[Check]:

@@ -21,8 +21,8 @@ Array = NDArray[np.float64]
 TimeMetric = Literal["cpu_time", "wall_time"]
 TIME_METRICS: tuple[TimeMetric, ...] = ("cpu_time", "wall_time")
 
-LEAST_SLICE = 0.001
-"""Seconds below which a slice is as much clock as work."""
+LEAST_SLICE = 0.003
+"""Seconds below which a slice is more a change of sides, with cold caches, than work."""
 MOST_SLICES = 64
 RESAMPLES = 999
 

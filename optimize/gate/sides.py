@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -59,6 +59,8 @@ class BundleSide:
         bundle: its folder; None for fixed work that bundles are compared with.
         request: file of a stored example; of a bundle.
         target, threads, trust: as for `optimize.runtime.load`.
+        cores: that its process may use; None leaves the choice to the system. Sides that take
+            turns share them, or one might lie on a busier core than the other all along.
     Raises:
         SideFailed: it cannot be loaded, or its first request fails.
     """
@@ -72,6 +74,7 @@ class BundleSide:
         target: str | None = None,
         threads: int | None = 1,
         trust: str | None = None,
+        cores: Sequence[int] | None = None,
     ) -> None:
         options = {
             "bundle": None if bundle is None else str(bundle),
@@ -79,6 +82,7 @@ class BundleSide:
             "target": target,
             "threads": threads,
             "trust": trust,
+            "cores": None if cores is None else list(cores),
         }
         self._side = side
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
@@ -194,6 +198,14 @@ class FunctionSide:
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+def shared_cores(threads: int | None, pair: int) -> list[int] | None:
+    """The cores of a pair of sides, other ones for each pair; None where they cannot be chosen."""
+    if threads is None or not hasattr(os, "sched_getaffinity"):
+        return None
+    allowed = sorted(os.sched_getaffinity(0))
+    return [allowed[(pair + place) % len(allowed)] for place in range(min(threads, len(allowed)))]
 
 
 def _one_thread(threads: int | None) -> dict[str, str]:

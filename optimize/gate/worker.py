@@ -22,6 +22,8 @@ MANY = 1_000_000
 def main(text: str) -> None:
     """Loads a bundle, then runs slices of requests until standard input ends."""
     options = json.loads(text)
+    if options["cores"] is not None:
+        os.sched_setaffinity(0, options["cores"])
     # What libraries print must not come between the lines of the protocol.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

@@ -98,7 +98,7 @@ def test_slices_are_as_many_as_both_sides_and_the_clock_allow():
     log = []
     assert slices_of((Fixed("a", log, steps=21), Fixed("b", log, steps=20))) == 20
     assert slices_of((Fixed("a", log, steps=500), Fixed("b", log, steps=500))) == 64
-    assert slices_of((Fixed("a", log, steps=20, taken=1e-4), Fixed("b", log, steps=20))) == 2
+    assert slices_of((Fixed("a", log, steps=20, taken=5e-4), Fixed("b", log, steps=20))) == 3
     assert slices_of((Fixed("a", log, steps=1, taken=1e-6), Fixed("b", log, steps=9))) == 1
 
 
