@@ -10,7 +10,7 @@ from optimize.measure.quality import Interval
 from optimize.measure.timing import compare
 from optimize.passes.calibration import Request
 from optimize.passes.pipeline import Progress, results_error, run_passes
-from optimize.recipes.budget import check_budget, quality_text
+from optimize.recipes.budget import check_budget, excess, quality_text
 from optimize.recipes.recipe import Budget, Recipe
 from optimize.recipes.tuning.front import feasible, to_measure, worth
 from optimize.recipes.tuning.judging import Judge, Quality
@@ -69,7 +69,8 @@ class Finish:
             tuning: what the search found.
             threads: of one operator on the target.
             seconds: to spend on timing.
-            fresh: requests that the search did not see.
+            fresh: requests that the search did not see. A recipe that was only lucky is found
+                out on them: those that hold the budget there, too, come first.
             frechet: judges the samples of a session.
         """
         within = feasible(tuning.attempts, self.budget)
@@ -81,21 +82,26 @@ class Finish:
         programs = {UNOPTIMISED: self.judge.program}
         for name, item in chosen.items():
             programs[name] = self.judge.rewritten(self.asked(item.passes))
+        fresh_quality = self._fresh(programs, fresh)
         with opened(programs, tuning.target, threads, self.progress) as sessions:
             raw = timed(sessions, self.judge.calibration[0], seconds, self.progress)
             medians = {name: statistics.median(found) for name, found in raw.items()}
             candidates = [item.label for item in within if item.label in chosen]
             faster = [name for name in candidates if medians[name] < medians[UNOPTIMISED]]
-            winner, recipe, notes = self._verified(
-                {name: chosen[name].passes for name in sorted(faster, key=medians.__getitem__)}
-            )
+            holds = {name: self._holds(fresh_quality[name]) for name in faster}
+            ordered = sorted(faster, key=lambda name: (not holds[name], medians[name]))
+            winner, recipe, notes = self._verified({n: chosen[n].passes for n in ordered})
+            if winner is not None and not holds[winner]:
+                notes.append(
+                    "no recipe that was measured holds the budget on fresh requests, too; more "
+                    "--samples make a search less lucky"
+                )
             shown = [UNOPTIMISED, *(item.label for item in known), *([winner] if winner else [])]
             distances: dict[str, Interval] = {}
             if frechet is not None:
                 for index, name in enumerate(dict.fromkeys(shown)):
                     self.progress(f"judge samples of {name}", index, len(shown))
                     distances[name] = frechet(sessions[name])
-        fresh_quality = self._fresh(programs, fresh)
         measured = [
             Measurement(
                 number=chosen[name].number if name in chosen else None,
@@ -168,6 +174,9 @@ class Finish:
             for name, program in programs.items()
             if name != UNOPTIMISED
         }
+
+    def _holds(self, quality: Mapping[str, float | None]) -> bool:
+        return all(by <= 0 for by in excess(self.budget, quality).values())
 
     def _unreachable(self, tuning: Tuning) -> str:
         """Says what the best attempt reached of a budget that none holds."""

@@ -34,7 +34,7 @@ from optimize.recipes.tuning.space import search_space
 from optimize.recipes.tuning.study import TuningStudy
 from optimize.report.tuning import Tuning
 
-SAMPLES = 4
+SAMPLES = 8
 """Calibration requests: options found on one alone may be good for that one."""
 
 FRESH_SEED = 1_000_000
@@ -74,7 +74,7 @@ def tune(
             them in memory.
         seed: of the search, in [0, 2**31).
         starts: recipes to try first; those of the library that apply come besides.
-        calibration: requests on which results are compared; four by default.
+        calibration: requests on which results are compared; eight by default.
         examples: example inputs; those that a request takes are calibration inputs.
         threads: of one operator on the target, at least 1.
         frechet: judges the samples of a session.
