@@ -144,7 +144,7 @@ def _on_meta(node: fx.Node) -> Any:
 
 def _node_bytes(node: fx.Node) -> float:
     packet = getattr(node.target, "overloadpacket", None)
-    if packet in _VIEWS or packet is None or waits(node):
+    if packet in VIEWS or packet is None or waits(node):
         return 0.0
     tensors = [item.meta["val"] for item in tensor_inputs(node)] + _tensors(node)
     return float(sum(math.prod(_sizes(item)) * item.dtype.itemsize for item in tensors))
@@ -206,17 +206,17 @@ _FORMULAS: dict[Any, Callable[[fx.Node], float]] = {
     aten.conv_transpose3d: _transposed_convolution,
 }
 
-# Ops that return their input's memory under another shape.
-_VIEWS = {
+VIEWS = {
     aten.view, aten.reshape, aten._unsafe_view, aten.permute, aten.transpose, aten.t,
     aten.expand, aten.unsqueeze, aten.squeeze, aten.slice, aten.select, aten.split,
     aten.split_with_sizes, aten.chunk, aten.unbind, aten.flatten, aten.unflatten, aten.narrow,
     aten.alias, aten.detach, aten.view_as_real, aten.view_as_complex, aten.sym_size,
     aten.movedim, aten.expand_as, aten.view_as, aten.diagonal, aten.unfold,
 }  # fmt: skip
+"""Ops that return their input's memory under another shape."""
 
 # Ops that move or make data without arithmetic.
-_MOVES = _VIEWS | {
+_MOVES = VIEWS | {
     aten.clone, aten.contiguous, aten._to_copy, aten.to, aten.copy, aten.cat, aten.stack,
     aten.repeat, aten.repeat_interleave, aten.roll, aten.flip, aten.pad, aten.constant_pad_nd,
     aten.embedding, aten.index, aten.index_select, aten.index_put, aten.gather, aten.scatter,

@@ -1,0 +1,93 @@
+"""Predicts the seconds of graphs and requests on a machine, from FLOPs, bytes and launches.
+
+    seconds of a call = call + sum over kernels of
+        launches * launch + max(flops / rate(rows) + elements * per element, bytes / bandwidth)
+
+`rate(rows)` = peak * rows / (rows + half rows): a product with few rows is slower. `per element` is
+zero on GPUs, where such work hides behind memory. What a kernel is, `optimize.measure.kernels`
+says; what machines can do, `optimize.measure.machines` and, for this CPU, a calibration on
+synthetic graphs. docs/cost_model.md has its error against measurement.
+"""
+
+import difflib
+import math
+
+from optimize.ir.errors import RecipeError
+from optimize.ir.graph import Graph
+from optimize.ir.program import Program
+from optimize.measure.cost import program_calls
+from optimize.measure.kernels import Kernel, graph_kernels
+from optimize.measure.machines import MACHINES, Machine
+from optimize.measure.this_cpu import this_cpu
+
+__all__ = [
+    "MACHINES",
+    "Machine",
+    "kernel_seconds",
+    "machine_named",
+    "predict_graph",
+    "predict_seconds",
+    "predictions",
+    "this_cpu",
+]
+
+THIS_CPU = "this-cpu"
+
+
+def kernel_seconds(kernel: Kernel, machine: Machine) -> float:
+    """Seconds of one kernel."""
+    rows = kernel.rows or math.inf
+    computing = kernel.flops / machine.rate(kernel.dtype, rows)
+    computing += kernel.elements * machine.element_seconds.get(kernel.kind, 0.0)
+    launch = machine.kind_launch_seconds.get(kernel.kind, machine.launch_seconds)
+    starting = launch + (kernel.launches - 1) * machine.launch_seconds
+    return starting + max(computing, kernel.bytes / machine.bytes_per_second)
+
+
+def predict_graph(graph: Graph, machine: Machine) -> float:
+    """Seconds of one call of a graph, at the traced sizes."""
+    parts = (kernel_seconds(item, machine) for item in graph_kernels(graph, machine.fuses))
+    return machine.call_seconds + math.fsum(parts)
+
+
+def predict_seconds(program: Program, machine: Machine) -> float:
+    """Seconds of one request, at the traced batch; `until` is taken as never true."""
+    calls = program_calls(program).items()
+    return math.fsum(
+        count * predict_graph(program.graphs[name], machine) for name, count in calls if count
+    )
+
+
+def predictions(program: Program) -> dict[str, float]:
+    """GPU → predicted seconds of one request, over `MACHINES`."""
+    return {name: predict_seconds(program, machine) for name, machine in MACHINES.items()}
+
+
+def machine_named(name: str) -> Machine:
+    """A machine by name: "this-cpu", or a GPU, whatever its case, spaces and dashes.
+
+    A name that only one GPU begins with is enough: "h100".
+
+    Raises:
+        RecipeError: the name is unknown, or of several; lists those that are known.
+    """
+    if _plain(name) == _plain(THIS_CPU):
+        return this_cpu()
+    known = {_plain(item): machine for item, machine in MACHINES.items()}
+    if _plain(name) in known:
+        return known[_plain(name)]
+    meant = [machine for item, machine in known.items() if _plain(name) and _plain(name) in item]
+    if len(meant) == 1:
+        return meant[0]
+    listed = ", ".join([THIS_CPU, *MACHINES])
+    if meant:
+        several = " or ".join(machine.name for machine in meant)
+        raise RecipeError(f"machine {name!r}: found {several}, expected one of {listed}; say which")
+    close = difflib.get_close_matches(_plain(name), [_plain(THIS_CPU), *known], n=1, cutoff=0.3)
+    nearest = known[close[0]].name if close and close[0] in known else THIS_CPU
+    suggestion = f". Did you mean {nearest}?" if close else ""
+    raise RecipeError(f"unknown machine {name!r}, expected one of {listed}{suggestion}")
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
