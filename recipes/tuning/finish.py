@@ -168,7 +168,7 @@ class Finish:
     ) -> dict[str, Quality]:
         """Name → quality on requests that the search did not see."""
         self.progress("fresh requests", 0, len(programs))
-        judge = Judge(self.judge.program, fresh)
+        judge = Judge(self.judge.program, fresh, self.judge.machine)
         return {
             name: judge.quality(judge.run(program))
             for name, program in programs.items()
