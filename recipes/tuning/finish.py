@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optimize.ir.program import Program
 from optimize.measure.quality import Interval
 from optimize.measure.timing import compare
 from optimize.passes.calibration import Request
@@ -16,11 +15,12 @@ from optimize.recipes.tuning.front import feasible, to_measure, worth
 from optimize.recipes.tuning.judging import Judge, Quality
 from optimize.recipes.tuning.measuring import UNOPTIMISED, Frechet, opened, timed
 from optimize.recipes.tuning.search import Asked
-from optimize.report.tuning import Measurement, Tuning
+from optimize.report.tuning import Attempt, Measurement, Tuning
 from optimize.runtime.errors import OptimizeError
 
-MOST_MEASURED, MOST_KNOWN = 6, 3
-"""Attempts that are measured, and recipes known before that are measured besides."""
+MOST_CHECKED, MOST_MEASURED, MOST_KNOWN = 12, 6, 3
+"""Attempts whose quality is checked on fresh requests, attempts that are measured, and recipes
+known before that are measured besides."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,15 @@ class Finish:
         if not within:
             return Tuned(None, tuning, self._unreachable(tuning))
         known = [item for item in tuning.judged if item.name][:MOST_KNOWN]
-        picked = to_measure(within, tuning.metric, MOST_MEASURED)
+        checked = [*to_measure(within, tuning.metric, MOST_CHECKED), *known]
+        fresh_quality = self._fresh({item.label: item for item in checked}, fresh)
+        lasting = [item for item in checked if self._holds(fresh_quality[item.label])]
+        lasting = [item for item in lasting if item in within]
+        picked = to_measure(lasting or within, tuning.metric, MOST_MEASURED)
         chosen = {item.label: item for item in [*picked, *known]}
         programs = {UNOPTIMISED: self.judge.program}
         for name, item in chosen.items():
             programs[name] = self.judge.rewritten(self.asked(item.passes))
-        fresh_quality = self._fresh(programs, fresh)
         with opened(programs, tuning.target, threads, self.progress) as sessions:
             raw = timed(sessions, self.judge.calibration[0], seconds, self.progress)
             medians = {name: statistics.median(found) for name, found in raw.items()}
@@ -96,7 +99,8 @@ class Finish:
                     "no recipe that was measured holds the budget on fresh requests, too; more "
                     "--samples make a search less lucky"
                 )
-            shown = [UNOPTIMISED, *(item.label for item in known), *([winner] if winner else [])]
+            shown = [UNOPTIMISED, *(item.label for item in known if item in within)]
+            shown += [winner] if winner is not None else []
             distances: dict[str, Interval] = {}
             if frechet is not None:
                 for index, name in enumerate(dict.fromkeys(shown)):
@@ -164,16 +168,16 @@ class Finish:
         return recipe
 
     def _fresh(
-        self, programs: Mapping[str, Program], fresh: Sequence[Request]
+        self, attempts: Mapping[str, Attempt], fresh: Sequence[Request]
     ) -> dict[str, Quality]:
         """Name → quality on requests that the search did not see."""
-        self.progress("fresh requests", 0, len(programs))
+        self.progress("fresh requests", 0, len(attempts))
         judge = Judge(self.judge.program, fresh, self.judge.machine)
-        return {
-            name: judge.quality(judge.run(program))
-            for name, program in programs.items()
-            if name != UNOPTIMISED
-        }
+        found = {}
+        for index, (name, item) in enumerate(attempts.items()):
+            self.progress(f"fresh requests for {name}", index, len(attempts))
+            found[name] = judge.quality(judge.run(judge.rewritten(self.asked(item.passes))))
+        return found
 
     def _holds(self, quality: Mapping[str, float | None]) -> bool:
         return all(by <= 0 for by in excess(self.budget, quality).values())
