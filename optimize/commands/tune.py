@@ -45,8 +45,8 @@ def tune(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the search.")] = 0,
     samples: Annotated[
-        int, typer.Option("--samples", min=1, max=64, help="Calibration requests.")
-    ] = 4,
+        int, typer.Option("--samples", min=1, max=64, help="Requests that results are compared on.")
+    ] = 8,
     new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens to generate; of language models.")
     ] = None,

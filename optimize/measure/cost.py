@@ -38,9 +38,9 @@ class NodeCost:
 def graph_costs(graph: Graph) -> list[NodeCost]:
     """The cost of each op of a graph, in order."""
     return [
-        NodeCost(node.name, op_name(node), node_flops(node), node_bytes(node))
+        NodeCost(node.name, op_name(node), node_flops(node), _node_bytes(node))
         for node in graph.graph.nodes
-        if node.op == "call_function" and output_tensors(node)
+        if node.op == "call_function" and _tensors(node)
     ]
 
 
@@ -117,7 +117,7 @@ def program_costs(program: Program, loop: Loop | None = None) -> dict[str, Any]:
 def node_flops(node: fx.Node) -> float:
     """Floating-point operations of one node."""
     packet = getattr(node.target, "overloadpacket", None)
-    outputs = output_tensors(node)
+    outputs = _tensors(node)
     if packet is None or not outputs:
         return 0.0
     if packet in _FORMULAS:
@@ -130,13 +130,6 @@ def node_flops(node: fx.Node) -> float:
     if packet in _REDUCTIONS:
         return float(max(math.prod(_shape(item)) for item in tensor_inputs(node)))
     return float(math.prod(_sizes(outputs[0])))
-
-
-def is_elementwise(node: fx.Node) -> bool:
-    """Whether every number of the output is made of the numbers at its place."""
-    packet = getattr(node.target, "overloadpacket", None)
-    known = _FORMULAS.keys() | _MOVES | _REDUCTIONS
-    return packet is not None and packet not in known and packet not in flop_registry
 
 
 def arguments_on_meta(node: fx.Node) -> tuple[Any, Any]:
@@ -165,8 +158,7 @@ def _calls(item: Call | Repeat) -> Counter[str]:
     return counts
 
 
-def output_tensors(node: fx.Node) -> list[torch.Tensor]:
-    """What a node computes, as fake tensors."""
+def _tensors(node: fx.Node) -> list[torch.Tensor]:
     value = node.meta.get("val")
     values = value if isinstance(value, (list, tuple)) else [value]
     return [item for item in values if isinstance(item, torch.Tensor)]
@@ -194,12 +186,11 @@ def _on_meta(node: fx.Node) -> Any:
     return concrete(value)
 
 
-def node_bytes(node: fx.Node) -> float:
-    """Bytes one node reads and writes when nothing is fused; views none."""
+def _node_bytes(node: fx.Node) -> float:
     packet = getattr(node.target, "overloadpacket", None)
-    if packet in _VIEWS or packet is None or waits(node):
+    if packet in VIEWS or packet is None or waits(node):
         return 0.0
-    tensors = [item.meta["val"] for item in tensor_inputs(node)] + output_tensors(node)
+    tensors = [item.meta["val"] for item in tensor_inputs(node)] + _tensors(node)
     return float(sum(math.prod(_sizes(item)) * item.dtype.itemsize for item in tensors))
 
 
@@ -259,17 +250,17 @@ _FORMULAS: dict[Any, Callable[[fx.Node], float]] = {
     aten.conv_transpose3d: _transposed_convolution,
 }
 
-# Ops that return their input's memory under another shape.
-_VIEWS = {
+VIEWS = {
     aten.view, aten.reshape, aten._unsafe_view, aten.permute, aten.transpose, aten.t,
     aten.expand, aten.unsqueeze, aten.squeeze, aten.slice, aten.select, aten.split,
     aten.split_with_sizes, aten.chunk, aten.unbind, aten.flatten, aten.unflatten, aten.narrow,
     aten.alias, aten.detach, aten.view_as_real, aten.view_as_complex, aten.sym_size,
     aten.movedim, aten.expand_as, aten.view_as, aten.diagonal, aten.unfold,
 }  # fmt: skip
+"""Ops that return their input's memory under another shape."""
 
 # Ops that move or make data without arithmetic.
-_MOVES = _VIEWS | {
+_MOVES = VIEWS | {
     aten.clone, aten.contiguous, aten._to_copy, aten.to, aten.copy, aten.cat, aten.stack,
     aten.repeat, aten.repeat_interleave, aten.roll, aten.flip, aten.pad, aten.constant_pad_nd,
     aten.embedding, aten.index, aten.index_select, aten.index_put, aten.gather, aten.scatter,

@@ -1,36 +1,46 @@
-"""What machines can do, as far as a prediction of time needs it: GPUs by name, from data sheets.
+"""Machines by name: what they can do per second, for predictions of time.
 
-Rates are dense ones of tensor cores, accumulating in float32; float32 itself is taken at TF32 where
-there are such cores, as PyTorch and TensorRT compute it when they are allowed to.
+The rates of the GPUs are those of their makers' data sheets: dense tensor cores, not the doubled
+figures for sparse matrices, and sums in single precision. "float32" is TF32 where there is such,
+which TensorRT, and ONNX Runtime on CUDA, compute products in unless they are told otherwise. No
+GPU's row was measured by us.
 """
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
-from optimize.ir.errors import RecipeError
+REACHED = 0.7
+"""Assumed share of the data sheet's rate that large products reach on a GPU."""
 
-THIS_CPU = "this-cpu"
+STREAMED = 0.85
+"""Assumed share of the data sheet's bandwidth that kernels reach on a GPU."""
+
+LAUNCH_SECONDS = 3e-6
+"""Assumed time from one kernel to the next inside a CUDA graph; 2 to 5 us are usual."""
+
+CALL_SECONDS = 20e-6
+"""Assumed time to start one CUDA graph, with its inputs bound."""
+
+TILE_ROWS = 32.0
+"""Assumed rows at which a product reaches half its rate on a GPU; tiles have 64 to 128 rows."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine of the cost model.
+    """What a machine can do.
 
     Attributes:
-        name: as a reader knows it.
-        flops_per_second: dtype of products → operations per second, at most.
-        bytes_per_second: of its memory, or of its cache where the model's tensors stay there.
-        launch_seconds: of one op beside its work.
-        call_seconds: of one engine call and the loop around it.
-        efficiency: share of the highest rate that real products reach, in (0, 1].
-        row_efficiency: (rows, share of the rate of many rows), rows increasing; between them it is
-            interpolated over the logarithm. Empty where few rows are bound by memory alone.
-        attention_efficiency: share of the rate that attention reaches, in (0, 1].
-        element_seconds: of a number that goes through an exponential, a sine or the like.
-        fuses: elementwise ops run with what makes their input; else each is an op.
-        copies: reordering axes and cutting tensors moves memory, as ONNX Runtime does it.
+        name: as users write it.
+        flops_per_second: dtype → rate of large products; another dtype has that of "float32".
+        bytes_per_second: bandwidth of the memory.
+        launch_seconds: from one kernel, or one op of the engine, to the next.
+        call_seconds: one engine call, besides what its graph does.
+        half_rows: at this many rows a product has half its rate; 0 means full rate always.
+        fuses: a chain of elementwise ops is one kernel, which reads its inputs once, and moving
+            data without arithmetic changes strides only.
+        element_seconds: kind of kernel (`optimize.measure.kernels`) → seconds per element, besides
+            the time of its flops; a kind without one is as fast as memory.
+        kind_launch_seconds: kind of kernel → its own `launch_seconds`, where it is another.
     """
 
     name: str
@@ -38,75 +48,56 @@ class Machine:
     bytes_per_second: float
     launch_seconds: float
     call_seconds: float
-    efficiency: float = 1.0
-    row_efficiency: tuple[tuple[float, float], ...] = ()
-    attention_efficiency: float = 1.0
-    element_seconds: float = 0.0
-    fuses: bool = False
-    copies: bool = False
+    half_rows: float = 0.0
+    fuses: bool = True
+    element_seconds: Mapping[str, float] = field(default_factory=dict)
+    kind_launch_seconds: Mapping[str, float] = field(default_factory=dict)
 
-    def rate(self, dtype: str) -> float:
-        """Operations per second in a dtype; of float32 where the machine has no faster way."""
-        return self.flops_per_second.get(dtype, self.flops_per_second["float32"])
+    def rate(self, dtype: str, rows: float) -> float:
+        """FLOPs per second of a product.
+
+        Args:
+            dtype: of its operands, such as "float16".
+            rows: its least dimension, >= 1.
+        """
+        peak = self.flops_per_second.get(dtype, self.flops_per_second["float32"])
+        return peak * rows / (rows + self.half_rows)
 
 
-def _gpu(name: str, float32: float, half: float, gigabytes: float) -> Machine:
-    """A GPU: teraflops of TF32 (or float32) and of float16 products, gigabytes per second."""
-    rates = {"float32": float32 * 1e12, "float16": half * 1e12, "bfloat16": half * 1e12}
+def _gpu(name: str, single: float, half: float, bandwidth: float, bfloat16: bool = True) -> Machine:
+    """A GPU from its data sheet: TFLOP/s in TF32 (or float32) and float16, GB/s."""
+    rates = {"float32": single, "float16": half, "bfloat16": half if bfloat16 else single}
     return Machine(
-        name,
-        MappingProxyType(rates),
-        gigabytes * 1e9,
-        # Kernels inside a CUDA graph follow one another after about two microseconds; replaying
-        # the graph and the loop around it take about thirty. Both are assumptions.
-        launch_seconds=2e-6,
-        call_seconds=30e-6,
-        efficiency=0.6,
-        attention_efficiency=0.5,
-        fuses=True,
+        name=name,
+        flops_per_second={dtype: REACHED * rate * 1e12 for dtype, rate in rates.items()},
+        bytes_per_second=STREAMED * bandwidth * 1e9,
+        launch_seconds=LAUNCH_SECONDS,
+        call_seconds=CALL_SECONDS,
+        half_rows=TILE_ROWS,
     )
 
 
-# NVIDIA's data sheets; dense rates, half of those that are printed "with sparsity".
-MACHINES: Mapping[str, Machine] = MappingProxyType(
-    {
-        machine.name: machine
-        for machine in (
-            _gpu("T4", 8.1, 65, 320),
-            _gpu("L4", 60, 121, 300),
-            _gpu("L40S", 183, 362, 864),
-            _gpu("A100 40GB", 156, 312, 1555),
-            _gpu("A100 80GB", 156, 312, 2039),
-            _gpu("H100 SXM", 495, 989, 3350),
-            _gpu("H200", 495, 989, 4800),
-            _gpu("B200", 1100, 2250, 8000),
-            _gpu("RTX 4090", 82.6, 165, 1008),
-            _gpu("RTX 5090", 105, 210, 1792),
-        )
-    }
+_GPUS = (
+    # NVIDIA T4 data sheet (2019); Turing has neither TF32 nor bfloat16.
+    _gpu("T4", 8.1, 65, 320, bfloat16=False),
+    # NVIDIA A100 data sheet (2021), SXM.
+    _gpu("A100 40GB SXM", 156, 312, 1555),
+    _gpu("A100 80GB SXM", 156, 312, 2039),
+    # NVIDIA L4 data sheet (2023): half of its figures, which are "with sparsity".
+    _gpu("L4", 60, 121, 300),
+    # NVIDIA L40S data sheet (2023).
+    _gpu("L40S", 183, 362, 864),
+    # NVIDIA Ada GPU architecture white paper 2.1, appendix A: sums in float32.
+    _gpu("RTX 4090", 82.6, 165.2, 1008),
+    # NVIDIA RTX Blackwell GPU architecture white paper 1.1, appendix A: sums in float32.
+    _gpu("RTX 5090", 104.8, 209.5, 1792),
+    # NVIDIA H100 data sheet (2023), SXM: half of its figures, which are "with sparsity".
+    _gpu("H100 SXM", 494.5, 989.5, 3350),
+    # NVIDIA H200 data sheet (2024), SXM: half of its figures, which are "with sparsity".
+    _gpu("H200", 494.5, 989.5, 4800),
+    # NVIDIA Blackwell data sheet (2024), HGX B200: an eighth of its eight GPUs, half for sparsity.
+    _gpu("B200", 1125, 2250, 8000),
 )
 
-
-def find_machine(name: str) -> Machine:
-    """A GPU by its name, or by a part of it that no other has; case does not matter.
-
-    Raises:
-        RecipeError: names the known ones.
-    """
-    wanted = _plain(name)
-    exact = [machine for key, machine in MACHINES.items() if _plain(key) == wanted]
-    partly = [machine for key, machine in MACHINES.items() if wanted and wanted in _plain(key)]
-    found = exact or partly
-    if len(found) == 1:
-        return found[0]
-    if len(found) > 1:
-        names = ", ".join(machine.name for machine in found)
-        raise RecipeError(f"machine {name!r}: found {names}, expected one of them")
-    known = [THIS_CPU, *MACHINES]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f". Did you mean {close[0]}?" if close else ""
-    raise RecipeError(f"unknown machine {name!r}; known machines: {', '.join(known)}{hint}")
-
-
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+MACHINES: Mapping[str, Machine] = {machine.name: machine for machine in _GPUS}
+"""Name → GPU. Their predictions are unmeasured."""

@@ -5,22 +5,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optimize.ir.program import Program
 from optimize.measure.quality import Interval
 from optimize.measure.timing import compare
 from optimize.passes.calibration import Request
 from optimize.passes.pipeline import Progress, results_error, run_passes
-from optimize.recipes.budget import check_budget, quality_text
+from optimize.recipes.budget import check_budget, excess, quality_text
 from optimize.recipes.recipe import Budget, Recipe
 from optimize.recipes.tuning.front import feasible, to_measure, worth
 from optimize.recipes.tuning.judging import Judge, Quality
 from optimize.recipes.tuning.measuring import UNOPTIMISED, Frechet, opened, timed
 from optimize.recipes.tuning.search import Asked
-from optimize.report.tuning import Measurement, Tuning
+from optimize.report.tuning import Attempt, Measurement, Tuning
 from optimize.runtime.errors import OptimizeError
 
-MOST_MEASURED, MOST_KNOWN = 6, 3
-"""Attempts that are measured, and recipes known before that are measured besides."""
+MOST_CHECKED, MOST_MEASURED, MOST_KNOWN = 12, 6, 3
+"""Attempts whose quality is checked on fresh requests, attempts that are measured, and recipes
+known before that are measured besides."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,19 @@ class Finish:
             tuning: what the search found.
             threads: of one operator on the target.
             seconds: to spend on timing.
-            fresh: requests that the search did not see.
+            fresh: requests that the search did not see. A recipe that was only lucky is found
+                out on them: those that hold the budget there, too, come first.
             frechet: judges the samples of a session.
         """
         within = feasible(tuning.attempts, self.budget)
         if not within:
             return Tuned(None, tuning, self._unreachable(tuning))
         known = [item for item in tuning.judged if item.name][:MOST_KNOWN]
-        picked = to_measure(within, tuning.metric, MOST_MEASURED)
+        checked = [*to_measure(within, tuning.metric, MOST_CHECKED), *known]
+        fresh_quality = self._fresh({item.label: item for item in checked}, fresh)
+        lasting = [item for item in checked if self._holds(fresh_quality[item.label])]
+        lasting = [item for item in lasting if item in within]
+        picked = to_measure(lasting or within, tuning.metric, MOST_MEASURED)
         chosen = {item.label: item for item in [*picked, *known]}
         programs = {UNOPTIMISED: self.judge.program}
         for name, item in chosen.items():
@@ -86,16 +91,21 @@ class Finish:
             medians = {name: statistics.median(found) for name, found in raw.items()}
             candidates = [item.label for item in within if item.label in chosen]
             faster = [name for name in candidates if medians[name] < medians[UNOPTIMISED]]
-            winner, recipe, notes = self._verified(
-                {name: chosen[name].passes for name in sorted(faster, key=medians.__getitem__)}
-            )
-            shown = [UNOPTIMISED, *(item.label for item in known), *([winner] if winner else [])]
+            holds = {name: self._holds(fresh_quality[name]) for name in faster}
+            ordered = sorted(faster, key=lambda name: (not holds[name], medians[name]))
+            winner, recipe, notes = self._verified({n: chosen[n].passes for n in ordered})
+            if winner is not None and not holds[winner]:
+                notes.append(
+                    "no recipe that was measured holds the budget on fresh requests, too; more "
+                    "--samples make a search less lucky"
+                )
+            shown = [UNOPTIMISED, *(item.label for item in known if item in within)]
+            shown += [winner] if winner is not None else []
             distances: dict[str, Interval] = {}
             if frechet is not None:
                 for index, name in enumerate(dict.fromkeys(shown)):
                     self.progress(f"judge samples of {name}", index, len(shown))
                     distances[name] = frechet(sessions[name])
-        fresh_quality = self._fresh(programs, fresh)
         measured = [
             Measurement(
                 number=chosen[name].number if name in chosen else None,
@@ -158,16 +168,19 @@ class Finish:
         return recipe
 
     def _fresh(
-        self, programs: Mapping[str, Program], fresh: Sequence[Request]
+        self, attempts: Mapping[str, Attempt], fresh: Sequence[Request]
     ) -> dict[str, Quality]:
         """Name → quality on requests that the search did not see."""
-        self.progress("fresh requests", 0, len(programs))
-        judge = Judge(self.judge.program, fresh)
-        return {
-            name: judge.quality(judge.run(program))
-            for name, program in programs.items()
-            if name != UNOPTIMISED
-        }
+        self.progress("fresh requests", 0, len(attempts))
+        judge = Judge(self.judge.program, fresh, self.judge.machine)
+        found = {}
+        for index, (name, item) in enumerate(attempts.items()):
+            self.progress(f"fresh requests for {name}", index, len(attempts))
+            found[name] = judge.quality(judge.run(judge.rewritten(self.asked(item.passes))))
+        return found
+
+    def _holds(self, quality: Mapping[str, float | None]) -> bool:
+        return all(by <= 0 for by in excess(self.budget, quality).values())
 
     def _unreachable(self, tuning: Tuning) -> str:
         """Says what the best attempt reached of a budget that none holds."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from optimize.ir.errors import RecipeError
 from optimize.ir.program import Program
-from optimize.measure.roofline import predict_seconds, this_cpu
+from optimize.measure.machines import Machine
 from optimize.passes.calibration import Request
 from optimize.passes.pipeline import (
     Results,
@@ -16,7 +16,7 @@ from optimize.passes.pipeline import (
     run_passes,
 )
 from optimize.recipes.recipe import Recipe
-from optimize.recipes.tuning.prediction import ends_by_itself, with_steps
+from optimize.recipes.tuning.prediction import predicted
 
 Quality = dict[str, float | None]
 
@@ -35,10 +35,12 @@ class Judge:
     Args:
         program: captured, without any pass.
         calibration: the requests on which results are compared.
+        machine: what seconds are predicted for.
     """
 
-    def __init__(self, program: Program, calibration: Sequence[Request]) -> None:
+    def __init__(self, program: Program, calibration: Sequence[Request], machine: Machine) -> None:
         self.program = program
+        self.machine = machine
         self.calibration = calibration
         self.reference = self.run(program)
         self.seconds = self.predicted_after(program, self.reference)
@@ -80,11 +82,13 @@ class Judge:
 
     def predicted(self, program: Program) -> float | None:
         """Seconds of one request; None where only a run shows how many steps there are."""
-        return None if ends_by_itself(program) else predict_seconds(program, this_cpu())
+        return predicted(program, self.machine)
 
     def predicted_after(self, program: Program, runs: Runs) -> float:
         """Seconds of one request with as many steps as its runs took."""
-        return predict_seconds(with_steps(program, runs.steps), this_cpu())
+        seconds = predicted(program, self.machine, runs.steps)
+        assert seconds is not None
+        return seconds
 
     def quality(self, runs: Runs) -> Quality:
         """Metric of a budget → value, against the unoptimised program.

@@ -1,17 +1,29 @@
-"""Which loop a request runs, where its steps are known only after a run."""
+"""Seconds of a request on a machine, predicted without running it where that can be."""
 
 from dataclasses import replace
 
 from optimize.ir.program import Program
+from optimize.measure.machines import Machine
+from optimize.measure.roofline import predict_seconds
 from optimize.runtime.loop import Repeat
 
 
-def ends_by_itself(program: Program) -> bool:
-    """Whether the loop runs until a flag, so that its steps are known only after a run."""
-    return any(isinstance(item, Repeat) and item.until is not None for item in program.loop.body)
+def predicted(program: Program, machine: Machine, steps: int | None = None) -> float | None:
+    """Seconds of one request at the traced sizes; None where only a run shows its steps.
+
+    Args:
+        program: its loop may run until a flag.
+        machine: what it runs on.
+        steps: that a run took.
+    """
+    if any(isinstance(item, Repeat) and item.until is not None for item in program.loop.body):
+        if steps is None:
+            return None
+        program = _with_steps(program, steps)
+    return predict_seconds(program, machine)
 
 
-def with_steps(program: Program, steps: int) -> Program:
+def _with_steps(program: Program, steps: int) -> Program:
     """The program with the loop that a run showed: what runs until a flag ends after `steps`."""
     body = tuple(
         item.model_copy(update={"steps": item.steps[:steps]})

@@ -7,7 +7,7 @@ import os
 import socket
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,13 @@ class TuningStudy:
             )
         self._bind(path, bound_to)
         self.collect_lost()
+
+    def shared(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A fact that the first process finds out for all, JSON-able."""
+        if name not in self.study.user_attrs:
+            self.study.set_user_attr(name, make())
+        found: dict[str, Any] = self.study.user_attrs[name]
+        return found
 
     def enqueue(self, parameters: Mapping[str, Any], passes: Sequence[Any], name: str) -> None:
         """Puts a known recipe in front of what the search makes up, once in a study."""

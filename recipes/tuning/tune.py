@@ -9,7 +9,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from optimize.ir.errors import RecipeError
 from optimize.ir.exporting import Target
 from optimize.ir.printing import program_text
 from optimize.ir.program import Program
+from optimize.measure.machines import Machine
 from optimize.measure.receipt import fingerprint
+from optimize.measure.this_cpu import this_cpu
 from optimize.passes.calibration import Calibration, requests
 from optimize.passes.pipeline import Progress
 from optimize.recipes.budget import limits
@@ -34,7 +36,7 @@ from optimize.recipes.tuning.space import search_space
 from optimize.recipes.tuning.study import TuningStudy
 from optimize.report.tuning import Tuning
 
-SAMPLES = 4
+SAMPLES = 8
 """Calibration requests: options found on one alone may be good for that one."""
 
 FRESH_SEED = 1_000_000
@@ -74,7 +76,7 @@ def tune(
             them in memory.
         seed: of the search, in [0, 2**31).
         starts: recipes to try first; those of the library that apply come besides.
-        calibration: requests on which results are compared; four by default.
+        calibration: requests on which results are compared; eight by default.
         examples: example inputs; those that a request takes are calibration inputs.
         threads: of one operator on the target, at least 1.
         frechet: judges the samples of a session.
@@ -102,7 +104,9 @@ def tune(
     }
     study = TuningStudy(storage, bound_to, metric, trials, seed)
     tell("unoptimised program", 0, trials)
-    judge = Judge(program, requests(program, calibration, examples))
+    # All processes of a study predict for the machine of its first.
+    machine = Machine(**study.shared("machine", lambda: asdict(this_cpu(threads))))
+    judge = Judge(program, requests(program, calibration, examples), machine)
     judge.check(limits(budget))
     for recipe in known:
         study.enqueue(space.parameters(recipe) or {}, recipe.to_dict()["passes"], recipe.name)
@@ -139,6 +143,7 @@ def tune(
     environment = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{fingerprint()}, {threads} {'thread' if threads == 1 else 'threads'}",
+        "predictions for": machine.name,
         "trials": str(len(attempts)),
         "seconds": f"{elapsed:.0f}",
         "calibration requests": str(calibration.samples),
