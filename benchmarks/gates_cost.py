@@ -1,116 +1,242 @@
-"""The cost model's error: predicted against measured ratios, for the zoo's models and recipes.
+"""The cost model against measurement: ratios of recipes over the zoo, in ONNX Runtime, one thread.
 
-A ratio is the seconds of a request after a recipe divided by those before it, in ONNX Runtime with
-one thread, in turns. The prediction comes from counted work and a calibration on synthetic graphs;
-nothing is fitted to these models. Where the number of calls depends on the answer, as with drafts,
-the ratio is that of one engine call of the graph that the loop repeats.
+    PYTHONPATH=. python benchmarks/gates_cost.py
+
+For every zoo model and every recipe of its kind: seconds of a request after the recipe divided by
+those before it, predicted and measured; and the same per step of the loop. Bundles of a model run
+in turns, with requests of the traced sizes. Of a loop that ends by what it generates the calls that
+it made are predicted, not those it may make: how long an answer gets, and how much of a draft is
+kept, are no matter of cost.
 """
 
 import json
-import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from optimize.api import apply_recipe
+from optimize.capture.capture_model import capture_model
+from optimize.commands.models import ZOO, load_model
+from optimize.ir.program import Program
+from optimize.measure.roofline import Machine, machine_named, predict_graph
+from optimize.measure.timing import interleaved_seconds
+from optimize.passes.calibration import NEW_TOKENS, Calibration, signature_request
+from optimize.recipes.recipe import Recipe
+from optimize.runtime.bundle import open_bundle
+from optimize.runtime.driver import Engine
+from optimize.runtime.loop import Call, Repeat, calls, repeats
+from optimize.runtime.onnx_engine import OnnxGraphs
+from optimize.runtime.session import Session
 
-from parts import Figures
+BASELINE = "unoptimised"
+ROUNDS, SECONDS = (3, 15), 10.0
+"""Rounds of a model at least and at most, and the time after which no further one starts."""
 
-REPEATS = 5
-LIBRARY = ("balanced", "image-fast", "image-quality", "video-fast", "vlm-fast", "llm-fast")
-VARIED: dict[str, dict[str, Any]] = {
-    "half the tokens": {"passes": [{"cache_regions": {"keep_ratio": 0.5}}]},
-    "a quarter of the tokens": {"passes": [{"cache_regions": {"keep_ratio": 0.25}}]},
-    "fused Euler, 25 steps": {"passes": [{"fuse_solver": {"solver": "euler", "steps": 25}}]},
-    "second order, 10 steps": {
-        "passes": [{"fuse_solver": {"solver": "dpm_solver_pp", "steps": 10}}]
-    },
+IMAGE = ("image-fast", "image-quality", "balanced")
+RECIPES: Mapping[str, tuple[str, ...]] = {
+    "arithmetic": ("llm-fast",),
+    "digits-dit": IMAGE,
+    "digits-dit-epsilon": IMAGE,
+    "digits-dit-v": IMAGE,
+    "digits-restore": IMAGE,
+    "find-the-digit": ("vlm-fast",),
+    "moving-digits": ("video-fast", "balanced"),
+    "shakespeare": ("llm-fast",),
+    "torus-crystals": (),
 }
+"""Model → the named recipes that are for its kind."""
+
+VARIED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "digits-dit": {
+        "keep_ratio 0.5": {"cache_regions": {"keep_ratio": 0.5}},
+        "solver fused": {"fuse_solver": {"solver": "same"}},
+    },
+    "find-the-digit": {"keep_ratio 0.6": {"prune_visual_tokens": {"keep_ratio": 0.6}}},
+    "moving-digits": {"budget 0.05": {"tile_attention": {"budget": 0.05}}},
+    "shakespeare": {"draft_length 4": {"attach_draft": {"draft": "lookup", "draft_length": 4}}},
+    "torus-crystals": {"solver fused": {"fuse_solver": {"solver": "same"}}},
+}
+"""Model → recipes of one pass that vary one option."""
 
 
-def cost_model_figures() -> Figures:
-    """Median and worst error of the predicted ratios, and all of them."""
-    rows = list(_rows())
-    errors = [row["error"] for row in rows]
-    return {
-        "cost_model_error": round(statistics.median(errors), 4),
-        "cost_model_worst": round(max(errors), 4),
-        "cost_model_ratios": rows,
-    }
+class _Counted:
+    """An engine that notes the seconds of its calls."""
+
+    def __init__(self, engine: Engine, seconds: dict[str, list[float]]) -> None:
+        self._engine, self._seconds = engine, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def run(self, graph: str, inputs: Any, outputs: Any) -> Any:
+        start = time.perf_counter()
+        made = self._engine.run(graph, inputs, outputs)
+        self._seconds.setdefault(graph, []).append(time.perf_counter() - start)
+        return made
 
 
-def _rows() -> Iterator[dict[str, Any]]:
-    import torch
+class _Bundle:
+    """A program as a bundle in ONNX Runtime that answers one request again and again."""
 
-    from optimize.capture.capture_model import capture_model
-    from optimize.commands.models import ZOO, load_model
-    from optimize.measure.roofline import this_cpu
+    def __init__(self, program: Program, folder: Path, examples: Mapping[str, Any]) -> None:
+        program.export(folder)
+        opened = open_bundle(folder, target="onnx")
+        graphs = OnnxGraphs(opened.models, opened.manifest.graphs, opened.weights, threads=1)
+        self.program, self.providers, self._graphs = program, graphs.providers, graphs
+        self._session = Session(opened, self)
+        self._request = _request(program, examples)
+        self.seconds: dict[str, list[float]] = {}
+        self.steps = 0
 
-    torch.set_num_threads(1)
-    machine = this_cpu(1)
-    for name in ZOO:
-        loaded = load_model(f"zoo:{name}")
-        before = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
-        for recipe in (*LIBRARY, *VARIED):
-            after = _applied(before, recipe, loaded.example_inputs)
-            if after is not None:
-                yield _row(name, recipe, before, after, machine, loaded.example_inputs)
+    def engine(self) -> Any:
+        """Implements `Graphs`; forgets the calls of the request before."""
+        self.seconds = {}
+        return _Counted(self._graphs.engine(), self.seconds)
 
+    def answer(self) -> None:
+        """Answers the request."""
 
-def _applied(program: Any, recipe: str, examples: Any) -> Any:
-    """The program after a recipe; None where nothing of it applies."""
-    from optimize.api import apply_recipe
-    from optimize.ir.errors import PassDeclined, RecipeError
-    from optimize.recipes.recipe import Recipe
+        def count(done: int, _: int) -> None:
+            self.steps = done
 
-    try:
-        after = apply_recipe(
-            program, Recipe.load(VARIED.get(recipe, recipe)), examples, verify=False
+        self._session(progress=count, **self._request)
+
+    def request_seconds(self, machine: Machine) -> float:
+        """Predicted, with the calls of the last answer."""
+        return sum(len(spent) * self._predicted(name, machine) for name, spent in self._all())
+
+    def step_seconds(self, machine: Machine | None) -> float:
+        """Of the calls in the loop, per step: predicted or, without a machine, measured."""
+        inside = {call.graph for each in repeats(self.program.loop.body) for call in _calls(each)}
+        total = sum(
+            sum(spent) if machine is None else len(spent) * self._predicted(name, machine)
+            for name, spent in self._all()
+            if name in inside
         )
-    except (PassDeclined, RecipeError):
-        return None
-    return after if any(record.declined is None for record in after.history) else None
+        return total / self.steps
+
+    def _all(self) -> list[tuple[str, list[float]]]:
+        return list(self.seconds.items())
+
+    def _predicted(self, name: str, machine: Machine) -> float:
+        return predict_graph(self.program.graphs[name], machine)
 
 
-def _row(
-    name: str, recipe: str, before: Any, after: Any, machine: Any, examples: Any
-) -> dict[str, Any]:
-    from optimize.measure.roofline import predict_seconds
+def _calls(repeat: Repeat) -> list[Call]:
+    return [call for body in repeat.bodies.values() for call in calls(body)]
 
-    predicted = predict_seconds(after, machine) / predict_seconds(before, machine)
-    measured = _measured(before, after, examples)
-    row = {
-        "model": name,
-        "recipe": recipe,
-        "predicted": round(predicted, 4),
-        "measured": round(measured, 4),
-        "error": round(abs(predicted / measured - 1), 4),
+
+def _request(program: Program, examples: Mapping[str, Any]) -> dict[str, Any]:
+    """The example inputs, and of what generates tokens as long an answer as it may give."""
+    longest = {
+        item.name: int(item.high)
+        for item in program.signature.inputs
+        if item.name == NEW_TOKENS and item.high is not None
     }
-    print(json.dumps(row), file=sys.stderr, flush=True)
-    return row
+    calibration = Calibration(inputs=longest)
+    return dict(signature_request(program.signature, program.loop, calibration, examples, 0))
 
 
-def _measured(before: Any, after: Any, examples: Any) -> float:
-    """Seconds of a request after the recipe divided by those before, in turns."""
-    from optimize.ir.program import as_arrays
-    from optimize.measure.timing import compare, interleaved_seconds
-    from optimize.passes.calibration import requests
-    from optimize.runtime import load
+def cost_model_figures() -> dict[str, Any]:
+    """Rows, and the median and worst error of the ratios of requests and of steps."""
+    machine = machine_named("this-cpu")
+    rows = [row for name in ZOO for row in _rows(name, machine)]
+    figures: dict[str, Any] = {"machine": machine.name, "rows": rows}
+    for what in ("request", "step"):
+        errors = [row[what]["error"] for row in rows if what in row]
+        figures |= {
+            f"cost_model_{what}_median_error": statistics.median(errors),
+            f"cost_model_{what}_worst_error": max(errors),
+            f"cost_model_{what}_ratios": len(errors),
+        }
+    return figures
 
-    asked = as_arrays(requests(before, None, examples)[0])
+
+def _rows(name: str, machine: Machine) -> list[dict[str, Any]]:
+    """One row per recipe of a model."""
+    print(f"{name}: capture and recipes", file=sys.stderr, flush=True)
+    loaded = load_model(f"zoo:{name}")
+    examples = loaded.example_inputs or {}
+    program = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
+    programs = {BASELINE: program}
+    for title, recipe in _recipes(name).items():
+        programs[title] = apply_recipe(program, recipe, examples, verify=False)
     with tempfile.TemporaryDirectory() as folder:
-        paths = {"before": Path(folder) / "before", "after": Path(folder) / "after"}
-        before.export(paths["before"])
-        after.export(paths["after"])
-        with load(paths["before"], threads=1) as one, load(paths["after"], threads=1) as other:
-            seconds = interleaved_seconds(
-                {"before": lambda: one(**asked), "after": lambda: other(**asked)}, REPEATS
+        bundles = {
+            title: _Bundle(item, Path(folder) / str(place), examples)
+            for place, (title, item) in enumerate(programs.items())
+            # A recipe whose passes all declined left the program as it was.
+            if title == BASELINE or any(record.declined is None for record in item.history)
+        }
+        return _measured(name, bundles, machine)
+
+
+def _recipes(name: str) -> dict[str, Recipe]:
+    varied = {title: {"passes": [item]} for title, item in VARIED.get(name, {}).items()}
+    return {title: Recipe.load(title) for title in RECIPES[name]} | {
+        title: Recipe.load(item) for title, item in varied.items()
+    }
+
+
+def _measured(name: str, bundles: Mapping[str, _Bundle], machine: Machine) -> list[dict[str, Any]]:
+    start = time.perf_counter()
+    for bundle in bundles.values():
+        bundle.answer()
+    # As many rounds as fit into the time, at least three.
+    rounds = round(SECONDS / (time.perf_counter() - start))
+    steps: dict[str, list[float]] = {title: [] for title in bundles}
+
+    def run(title: str) -> None:
+        bundles[title].answer()
+        steps[title].append(bundles[title].step_seconds(None))
+
+    seconds = interleaved_seconds(
+        {title: partial(run, title) for title in bundles},
+        min(max(rounds, ROUNDS[0]), ROUNDS[1]),
+        warmup=0,
+    )
+    base = bundles[BASELINE]
+    rows = []
+    for title, bundle in bundles.items():
+        if title == BASELINE:
+            continue
+        predicted = bundle.request_seconds(machine) / base.request_seconds(machine)
+        row: dict[str, Any] = {"model": name, "recipe": title}
+        row["request"] = _pair(predicted, seconds[title], seconds[BASELINE])
+        predicted = bundle.step_seconds(machine) / base.step_seconds(machine)
+        row["step"] = _pair(predicted, steps[title], steps[BASELINE])
+        rows.append(row)
+    return rows
+
+
+def _pair(predicted: float, ours: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
+    """The predicted ratio, the median of the measured ones, and the error."""
+    measured = statistics.median(a / b for a, b in zip(ours, baseline, strict=True))
+    return {
+        "predicted": predicted,
+        "measured": measured,
+        "error": abs(predicted / measured - 1),
+    }
+
+
+def main() -> None:
+    start = time.perf_counter()
+    figures = cost_model_figures()
+    for row in figures.pop("rows"):
+        cells = [f"{row['model']:20}{row['recipe']:18}"]
+        for what in ("request", "step"):
+            pair = row[what]
+            cells.append(
+                f"{what} {pair['predicted']:.3f} {pair['measured']:.3f} {pair['error']:6.1%}"
             )
-    return 1 / compare(seconds["after"], seconds["before"]).speedup.value
+        print("  ".join(cells))
+    print(json.dumps(figures | {"seconds": time.perf_counter() - start}, indent=1))
 
 
 if __name__ == "__main__":
-    print(json.dumps(cost_model_figures()))
+    main()

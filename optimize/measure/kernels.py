@@ -29,9 +29,10 @@ class Kernel:
             "activation", "function", "power", "copy" or "view".
         flops: floating-point operations.
         bytes: read and written.
+        weight_bytes: of these, read from weights.
         elements: what its time per element goes with.
         dtype: of its operands, such as "float32".
-        rows: the least dimension of a product; 0 of other kinds.
+        rows: the least dimension of a product; infinite of other kinds.
         launches: how often the engine starts something for it.
     """
 
@@ -40,8 +41,9 @@ class Kernel:
     bytes: float
     elements: float
     dtype: str
-    rows: float = 0.0
+    rows: float = math.inf
     launches: int = 1
+    weight_bytes: float = 0.0
 
 
 def graph_kernels(graph: Graph, fuses: bool) -> list[Kernel]:
@@ -63,11 +65,11 @@ def graph_kernels(graph: Graph, fuses: bool) -> list[Kernel]:
         if kind is None:
             continue
         if not (fuses and kind in _FUSED):
-            made.append(_kernel(node, kind, fuses))
+            made.append(_kernel(node, kind, fuses, loaded))
             continue
         chain = _chain_of(node, chains, places)
         if chain is None:
-            chain = _Chain(place)
+            chain = _Chain(place, loaded)
             made.append(chain)
         chain.nodes.append(node)
         chains[node] = chain
@@ -91,6 +93,7 @@ class _Chain:
     """Ops that are one kernel; `first` is the place of its first in the graph."""
 
     first: int
+    loaded: set[fx.Node]
     nodes: list[fx.Node] = field(default_factory=list)
 
     def kernel(self) -> Kernel:
@@ -98,9 +101,10 @@ class _Chain:
         inside = set(self.nodes)
         read = {item for node in self.nodes for item in map(_source, tensor_inputs(node))}
         written = [node for node in self.nodes if not _readers(node) <= inside]
-        whole = _kernel(self.nodes[-1], "arithmetic", True)
+        whole = _kernel(self.nodes[-1], "arithmetic", True, self.loaded)
         whole.flops = math.fsum(node_flops(node) for node in self.nodes)
         whole.bytes = float(sum(_bytes(node) for node in (*(read - inside), *written)))
+        whole.weight_bytes = float(sum(map(_bytes, read & self.loaded)))
         return whole
 
 
@@ -142,7 +146,7 @@ def _depends_on(node: fx.Node, loaded: set[fx.Node]) -> bool:
     return fixed and all(item in loaded for item in node.all_input_nodes)
 
 
-def _kernel(node: fx.Node, kind: str, fuses: bool) -> Kernel:
+def _kernel(node: fx.Node, kind: str, fuses: bool, loaded: set[fx.Node]) -> Kernel:
     inputs = tensor_inputs(node)
     values = _tensors(node)
     made = sum(_numel(item) for item in values)
@@ -151,7 +155,8 @@ def _kernel(node: fx.Node, kind: str, fuses: bool) -> Kernel:
     kernel = Kernel(
         kind=kind,
         flops=flops,
-        bytes=float(sum(_bytes(item) for item in (*inputs, node))),
+        bytes=float(sum(map(_bytes, (*inputs, node)))),
+        weight_bytes=float(sum(map(_bytes, loaded.intersection(inputs)))),
         elements=float(max(made, taken) if kind in _BY_INPUT else made),
         dtype=str((inputs[0].meta["val"] if inputs else values[0]).dtype).removeprefix("torch."),
     )
@@ -161,10 +166,9 @@ def _kernel(node: fx.Node, kind: str, fuses: bool) -> Kernel:
     elif kind == "copy":
         # What is moved is read, not the whole of what it is taken from.
         kernel.bytes = 2.0 * _bytes(node)
+        kernel.weight_bytes = min(kernel.weight_bytes, float(_bytes(node)))
     elif kind == "attention":
-        query, key = _sizes(inputs[0]), _sizes(inputs[_KEYS.get(packet, 1)])
-        kernel.elements = flops / (4.0 * query[-1])
-        kernel.rows = min(query[-2], query[-1], key[-2])
+        _set_attention(kernel, node, fuses)
     elif kind in ("product", "convolution"):
         kernel.rows = _least_dimension(node, kind)
     if not fuses:
@@ -172,6 +176,26 @@ def _kernel(node: fx.Node, kind: str, fuses: bool) -> Kernel:
         if packet is ours.solver_step:
             kernel.elements = flops
     return kernel
+
+
+def _set_attention(kernel: Kernel, node: fx.Node, fuses: bool) -> None:
+    """One element per score; of a cache, the half in use when half of an answer is there."""
+    packet = node.target.overloadpacket  # type: ignore[union-attr]
+    inputs = tensor_inputs(node)
+    query, key = _sizes(inputs[0]), _sizes(inputs[1])
+    if packet in _CACHED:
+        caches = inputs[3:5]
+        cached = float(sum(map(_bytes, caches)))
+        key = _sizes(caches[0])
+        kernel.bytes -= 2 * cached
+        if fuses or query[-2] == 1:
+            kernel.flops *= 0.5
+            kernel.bytes += 0.5 * cached
+        else:
+            # ONNX Runtime has no kernel for several rows that writes into the cache.
+            kernel.bytes += 3 * cached
+    kernel.elements = kernel.flops / (4.0 * query[-1])
+    kernel.rows = min(query[-2], query[-1], key[-2])
 
 
 def _least_dimension(node: fx.Node, kind: str) -> float:
@@ -269,8 +293,8 @@ _KINDS: dict[Any, str] = {
 _FUSED = frozenset({"arithmetic", "activation", "function", "power", "softmax", "norm", "sum"})
 _BY_INPUT = frozenset({"softmax", "norm", "sum"})
 
-# Which tensor of an attention op has all the keys, where it is not the second.
-_KEYS = {ours.cached_attention: 3, ours.tree_attention: 3}
+# Attention ops that take and give whole caches of keys and values.
+_CACHED = {ours.cached_attention}
 
 # How many ops of ONNX Runtime an op becomes, where it is not one.
 _LAUNCHES: dict[Any, int] = {

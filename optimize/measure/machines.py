@@ -38,6 +38,8 @@ class Machine:
         half_rows: at this many rows a product has half its rate; 0 means full rate always.
         fuses: a chain of elementwise ops is one kernel, which reads its inputs once, and moving
             data without arithmetic changes strides only.
+        cache_bytes: a kernel whose tensors fit into so many bytes finds all but weights in the
+            cache, and those too where all weights of its graph fit; 0 means all from memory.
         element_seconds: kind of kernel (`optimize.measure.kernels`) → seconds per element, besides
             the time of its flops; a kind without one is as fast as memory.
         kind_launch_seconds: kind of kernel → its own `launch_seconds`, where it is another.
@@ -50,6 +52,7 @@ class Machine:
     call_seconds: float
     half_rows: float = 0.0
     fuses: bool = True
+    cache_bytes: float = 0.0
     element_seconds: Mapping[str, float] = field(default_factory=dict)
     kind_launch_seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -58,10 +61,10 @@ class Machine:
 
         Args:
             dtype: of its operands, such as "float16".
-            rows: its least dimension, >= 1.
+            rows: its least dimension, >= 1; infinite for what is no product.
         """
         peak = self.flops_per_second.get(dtype, self.flops_per_second["float32"])
-        return peak * rows / (rows + self.half_rows)
+        return peak / (1.0 + self.half_rows / rows)
 
 
 def _gpu(name: str, single: float, half: float, bandwidth: float, bfloat16: bool = True) -> Machine:

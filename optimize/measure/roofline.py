@@ -3,6 +3,8 @@
     seconds of a call = call + sum over kernels of
         launches * launch + max(flops / rate(rows) + elements * per element, bytes / bandwidth)
 
+with bytes that lie in a cache left out where the machine has one.
+
 `rate(rows)` = peak * rows / (rows + half rows): a product with few rows is slower. `per element` is
 zero on GPUs, where such work hides behind memory. What a kernel is, `optimize.measure.kernels`
 says; what machines can do, `optimize.measure.machines` and, for this CPU, a calibration on
@@ -34,20 +36,28 @@ __all__ = [
 THIS_CPU = "this-cpu"
 
 
-def kernel_seconds(kernel: Kernel, machine: Machine) -> float:
-    """Seconds of one kernel."""
-    rows = kernel.rows or math.inf
-    computing = kernel.flops / machine.rate(kernel.dtype, rows)
+def kernel_seconds(kernel: Kernel, machine: Machine, cached: bool = False) -> float:
+    """Seconds of one kernel.
+
+    Args:
+        cached: the weights of the graph are in the cache.
+    """
+    computing = kernel.flops / machine.rate(kernel.dtype, kernel.rows)
     computing += kernel.elements * machine.element_seconds.get(kernel.kind, 0.0)
     launch = machine.kind_launch_seconds.get(kernel.kind, machine.launch_seconds)
     starting = launch + (kernel.launches - 1) * machine.launch_seconds
-    return starting + max(computing, kernel.bytes / machine.bytes_per_second)
+    streamed = kernel.bytes
+    if kernel.bytes - kernel.weight_bytes <= machine.cache_bytes:
+        streamed = 0.0 if cached else kernel.weight_bytes
+    return starting + max(computing, streamed / machine.bytes_per_second)
 
 
 def predict_graph(graph: Graph, machine: Machine) -> float:
     """Seconds of one call of a graph, at the traced sizes."""
-    parts = (kernel_seconds(item, machine) for item in graph_kernels(graph, machine.fuses))
-    return machine.call_seconds + math.fsum(parts)
+    parts = graph_kernels(graph, machine.fuses)
+    weights = math.fsum(item.weight_bytes for item in parts)
+    cached = weights <= machine.cache_bytes
+    return machine.call_seconds + math.fsum(kernel_seconds(item, machine, cached) for item in parts)
 
 
 def predict_seconds(program: Program, machine: Machine) -> float:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,8 +23,15 @@ from optimize.runtime.onnx_engine import CPU, OnnxGraphs
 OPSET, IR_VERSION = 23, 10
 ROUNDS = 15
 
-OPS, CALLS = 16, 50
-"""Ops of a graph, so many that its call does not count; calls of the loop that measures calls."""
+OPS, SMALL_OPS = 16, 96
+"""Ops of a graph, so many that its call does not count."""
+
+CALLS = 8
+"""Of the loop that measures calls: few, because a call often comes after work that empties the
+caches."""
+
+CACHE_BYTES = 2**20
+"""Assumed where the system does not say how large the second-level cache is."""
 
 SMALL, LARGE = (1, 1, 8), (2, 64, 256)
 """Shapes of elementwise ops: one that is all launch, one that is all work and fits in the cache."""
@@ -58,10 +66,14 @@ def this_cpu(threads: int = 1) -> Machine:
     runs = {name: _loaded(model, threads) for name, model in _models().items()}
     runs["call"] = _calls(threads)
     seconds = {
-        name: statistics.median(spent) / (CALLS if name == "call" else OPS)
+        name: statistics.median(spent) / (CALLS if name == "call" else _ops(name))
         for name, spent in interleaved_seconds(runs, ROUNDS, warmup=2).items()
     }
     return machine_from(f"this CPU, {threads} thread{'s' * (threads > 1)}", seconds)
+
+
+def _ops(name: str) -> int:
+    return SMALL_OPS if name.endswith("small") else OPS
 
 
 def machine_from(name: str, seconds: Mapping[str, float]) -> Machine:
@@ -94,33 +106,45 @@ def machine_from(name: str, seconds: Mapping[str, float]) -> Machine:
         call_seconds=seconds["call"],
         half_rows=half,
         fuses=False,
+        cache_bytes=float(_cache_bytes()),
         element_seconds=each,
         kind_launch_seconds=starts,
     )
 
 
+def _cache_bytes() -> int:
+    """The size of a core's second-level cache."""
+    name = "SC_LEVEL2_CACHE_SIZE"
+    return (os.sysconf(name) if name in os.sysconf_names else 0) or CACHE_BYTES
+
+
 def _models() -> dict[str, onnx.ModelProto]:
-    """Name → a graph of `OPS` equal ops."""
+    """Name → a graph of `_ops(name)` equal ops."""
     random = np.random.default_rng(0)
 
     def array(*shape: int) -> NDArray[Any]:
         return random.random(shape, np.float32) / shape[-1] + 0.5 / shape[-1]
 
     models = {}
-    for size, shape in (("small", SMALL), ("large", LARGE)):
+    for size, shape, ops in (("small", SMALL, SMALL_OPS), ("large", LARGE, OPS)):
         for kind, (op, attributes, count) in KINDS.items():
             operands = [array(shape[-1]) for _ in range(count)]
-            models[f"{kind} {size}"] = _model(op, shape, operands, **attributes)
-        models[f"sum {size}"] = _model("ReduceSum", shape, [np.array([-1])], chained=False)
+            models[f"{kind} {size}"] = _model(op, shape, operands, count=ops, **attributes)
+        axes = np.array([-1])
+        models[f"sum {size}"] = _model("ReduceSum", shape, [axes], count=ops, chained=False)
         heads = (shape[0], 8, shape[1], shape[2] // 8)
-        models[f"copy {size}"] = _model("Transpose", heads, perm=[0, 2, 1, 3], chained=False)
-    models["view small"] = _model("Reshape", SMALL, [np.array(SMALL)])
+        turn = [0, 2, 1, 3]
+        models[f"copy {size}"] = _model("Transpose", heads, count=ops, perm=turn)
+    models["view small"] = _model("Reshape", SMALL, [np.array(SMALL)], count=SMALL_OPS)
     for name, rows, width in (("small", 1, 8), *((str(rows), rows, WIDTH) for rows in ROWS)):
-        models[f"product {name}"] = _model("Gemm", (rows, width), [array(width, width)], transB=1)
+        weight = [array(width, width)]
+        ops = _ops(name)
+        models[f"product {name}"] = _model("Gemm", (rows, width), weight, count=ops, transB=1)
     streamed = [[array(STREAMED_WIDTH, STREAMED_WIDTH)] for _ in range(OPS)]
     models["product 1"] = _model("Gemm", (1, STREAMED_WIDTH), weights=streamed, transB=1)
     for size, sites in (("small", (1, 1, 1, 8)), ("large", ATTENTION)):
-        models[f"attention {size}"] = _model("Attention", sites, [array(*sites), array(*sites)])
+        pair = [array(*sites), array(*sites)]
+        models[f"attention {size}"] = _model("Attention", sites, pair, count=_ops(size))
     return models
 
 
@@ -129,6 +153,7 @@ def _model(
     shape: Sequence[int],
     operands: Sequence[NDArray[Any]] = (),
     weights: Sequence[Sequence[NDArray[Any]]] = (),
+    count: int = OPS,
     chained: bool = True,
     **attributes: Any,
 ) -> onnx.ModelProto:
@@ -145,11 +170,11 @@ def _model(
         for place, item in enumerate(items)
     ]
     nodes = []
-    for index in range(OPS):
+    for index in range(count):
         source = f"y{index - 1}" if chained and index else "x"
         own = [f"c{index % len(sets)}_{place}" for place in range(len(sets[0]))]
         nodes.append(helper.make_node(op, [source, *own], [f"y{index}"], **attributes))
-    given = [f"y{OPS - 1}"] if chained else [f"y{index}" for index in range(OPS)]
+    given = [f"y{count - 1}"] if chained else [f"y{index}" for index in range(count)]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in given]
     return _proto(helper.make_graph(nodes, op, inputs, outputs, constants))

@@ -26,6 +26,7 @@ def render_tuning(tuning: Tuning) -> str:
         if tuning.chosen is not None
         else None,
         picture=data_uri(tuning_picture(tuning, "svg"), "image/svg+xml") if tuning.judged else None,
+        judged=any(item.frechet is not None for item in tuning.measured),
         measured=[_measured(tuning, item) for item in tuning.measured],
         ratios={name: interval_text(ratio) for name, ratio in tuning.ratios.items()},
         attempts=[_row(tuning, item) for item in tuning.attempts[:MOST_ROWS]],

@@ -1,6 +1,7 @@
 """From judged attempts to a recipe: measured on the target, chosen, and verified."""
 
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from optimize.recipes.tuning.measuring import UNOPTIMISED, Frechet, opened, time
 from optimize.recipes.tuning.search import Asked
 from optimize.report.tuning import Attempt, Measurement, Tuning
 from optimize.runtime.errors import OptimizeError
+from optimize.runtime.session import Session
 
 MOST_CHECKED, MOST_MEASURED, MOST_KNOWN = 12, 6, 3
 """Attempts whose quality is checked on fresh requests, attempts that are measured, and recipes
@@ -62,6 +64,7 @@ class Finish:
         seconds: float,
         fresh: Sequence[Request],
         frechet: Frechet | None,
+        deadline: float,
     ) -> Tuned:
         """The search's result with what was measured, and the recipe.
 
@@ -72,6 +75,7 @@ class Finish:
             fresh: requests that the search did not see. A recipe that was only lucky is found
                 out on them: those that hold the budget there, too, come first.
             frechet: judges the samples of a session.
+            deadline: of `time.monotonic`; no samples are judged after it.
         """
         within = feasible(tuning.attempts, self.budget)
         if not within:
@@ -79,8 +83,9 @@ class Finish:
         known = [item for item in tuning.judged if item.name][:MOST_KNOWN]
         checked = [*to_measure(within, tuning.metric, MOST_CHECKED), *known]
         fresh_quality = self._fresh({item.label: item for item in checked}, fresh)
-        lasting = [item for item in checked if self._holds(fresh_quality[item.label])]
-        lasting = [item for item in lasting if item in within]
+        lasting = [
+            item for item in checked if item in within and self._holds(fresh_quality[item.label])
+        ]
         picked = to_measure(lasting or within, tuning.metric, MOST_MEASURED)
         chosen = {item.label: item for item in [*picked, *known]}
         programs = {UNOPTIMISED: self.judge.program}
@@ -99,13 +104,8 @@ class Finish:
                     "no recipe that was measured holds the budget on fresh requests, too; more "
                     "--samples make a search less lucky"
                 )
-            shown = [UNOPTIMISED, *(item.label for item in known if item in within)]
-            shown += [winner] if winner is not None else []
-            distances: dict[str, Interval] = {}
-            if frechet is not None:
-                for index, name in enumerate(dict.fromkeys(shown)):
-                    self.progress(f"judge samples of {name}", index, len(shown))
-                    distances[name] = frechet(sessions[name])
+            shown = [*([winner] if winner else []), *(i.label for i in known if i in within)]
+            distances = self._judged(sessions, shown, frechet, deadline)
         measured = [
             Measurement(
                 number=chosen[name].number if name in chosen else None,
@@ -130,6 +130,21 @@ class Finish:
         }
         number = chosen[winner].number
         return Tuned(recipe, replace(tuning, chosen=number, recipe=recipe.to_yaml(), ratios=ratios))
+
+    def _judged(
+        self,
+        sessions: Mapping[str, Session],
+        names: Sequence[str],
+        frechet: Frechet | None,
+        deadline: float,
+    ) -> dict[str, Interval]:
+        """Name → Fréchet distance of its samples, as long as there is time."""
+        distances: dict[str, Interval] = {}
+        for name in dict.fromkeys([*names, UNOPTIMISED]):
+            if frechet is not None and time.monotonic() < deadline:
+                self.progress(f"judge samples of {name}", len(distances), len(names) + 1)
+                distances[name] = frechet(sessions[name])
+        return distances
 
     def _verified(
         self, ordered: Mapping[str, Sequence[Any]]

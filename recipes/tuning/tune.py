@@ -138,6 +138,7 @@ def tune(
         seconds=60 * TIMING_SHARE * minutes,
         fresh=requests(program, fresh, examples),
         frechet=frechet,
+        deadline=begun + 60 * minutes,
     )
     elapsed = time.monotonic() - begun
     environment = {
