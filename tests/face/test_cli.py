@@ -226,7 +226,7 @@ def test_inspect_predicts_seconds_on_a_machine(
     assert "unmeasured on GPUs" in predicted["error"]
     code, out, _ = run(capsys, "inspect", f"{model}:tiny", "--machine", "this-cpu")
     assert code == 0 and "this CPU, 1 thread: " in out and " predicted" in out
-    code, _, error = run(capsys, "inspect", f"{model}:tiny", "--machine", "h10")
+    code, _, error = run(capsys, "inspect", f"{model}:tiny", "--machine", "h1000")
     assert code == 2 and "expected one of this-cpu, T4, A100 40GB SXM" in error
 
 
