@@ -3,10 +3,11 @@
     PYTHONPATH=. python benchmarks/gates_cost.py
 
 For every zoo model and every recipe of its kind: seconds of a request after the recipe divided by
-those before it, predicted and measured; and the same per step of the loop. Bundles of a model run
-in turns, with requests of the traced sizes. Of a loop that ends by what it generates the calls that
-it made are predicted, not those it may make: how long an answer gets, and how much of a draft is
-kept, are no matter of cost.
+those before it, predicted and measured; and the same per step of the loop, which leaves out the gain
+of fewer steps. Bundles of a model run in turns, with requests of the traced sizes. Of a loop that
+ends by what it generates the calls that it made are predicted, not those it may make: how long an
+answer gets, and how much of a draft is kept, are no matter of cost. A recipe that changed nothing is
+named on standard error and has no row.
 """
 
 import json
@@ -14,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from typing import Any
 from optimize.api import apply_recipe
 from optimize.capture.capture_model import capture_model
 from optimize.commands.models import ZOO, load_model
+from optimize.ir.graph import Graph
 from optimize.ir.program import Program
+from optimize.measure.cost import graph_flops
 from optimize.measure.roofline import Machine, machine_named, predict_graph
 from optimize.measure.timing import interleaved_seconds
 from optimize.passes.calibration import NEW_TOKENS, Calibration, signature_request
@@ -33,9 +36,15 @@ from optimize.runtime.loop import Call, Repeat, calls, repeats
 from optimize.runtime.onnx_engine import OnnxGraphs
 from optimize.runtime.session import Session
 
+Cost = Callable[[Graph], float]
+"""Graph → what one call of it costs."""
+
 BASELINE = "unoptimised"
-ROUNDS, SECONDS = (3, 15), 10.0
+ROUNDS, SECONDS = (3, 15), 15.0
 """Rounds of a model at least and at most, and the time after which no further one starts."""
+
+CHANGED = 0.05
+"""A predicted ratio of steps further from 1 means that the recipe changed what a step costs."""
 
 IMAGE = ("image-fast", "image-quality", "balanced")
 RECIPES: Mapping[str, tuple[str, ...]] = {
@@ -74,9 +83,9 @@ class _Counted:
         return getattr(self._engine, name)
 
     def run(self, graph: str, inputs: Any, outputs: Any) -> Any:
-        start = time.perf_counter()
+        start = time.thread_time()
         made = self._engine.run(graph, inputs, outputs)
-        self._seconds.setdefault(graph, []).append(time.perf_counter() - start)
+        self._seconds.setdefault(graph, []).append(time.thread_time() - start)
         return made
 
 
@@ -90,6 +99,7 @@ class _Bundle:
         self.program, self.providers, self._graphs = program, graphs.providers, graphs
         self._session = Session(opened, self)
         self._request = _request(program, examples)
+        self._inside = {call.graph for each in repeats(program.loop.body) for call in _calls(each)}
         self.seconds: dict[str, list[float]] = {}
         self.steps = 0
 
@@ -106,25 +116,21 @@ class _Bundle:
 
         self._session(progress=count, **self._request)
 
-    def request_seconds(self, machine: Machine) -> float:
-        """Predicted, with the calls of the last answer."""
-        return sum(len(spent) * self._predicted(name, machine) for name, spent in self._all())
-
-    def step_seconds(self, machine: Machine | None) -> float:
-        """Of the calls in the loop, per step: predicted or, without a machine, measured."""
-        inside = {call.graph for each in repeats(self.program.loop.body) for call in _calls(each)}
-        total = sum(
-            sum(spent) if machine is None else len(spent) * self._predicted(name, machine)
-            for name, spent in self._all()
-            if name in inside
+    def request_cost(self, cost: Cost) -> float:
+        """Of the calls of the last answer."""
+        return sum(
+            len(spent) * cost(self.program.graphs[name]) for name, spent in self.seconds.items()
         )
+
+    def step_cost(self, cost: Cost) -> float:
+        """Of those in the loop, per step."""
+        inside = {name: spent for name, spent in self.seconds.items() if name in self._inside}
+        total = sum(len(spent) * cost(self.program.graphs[name]) for name, spent in inside.items())
         return total / self.steps
 
-    def _all(self) -> list[tuple[str, list[float]]]:
-        return list(self.seconds.items())
-
-    def _predicted(self, name: str, machine: Machine) -> float:
-        return predict_graph(self.program.graphs[name], machine)
+    def step_seconds(self) -> float:
+        """Measured in the engine, per step of the loop."""
+        return sum(sum(self.seconds.get(name, ())) for name in self._inside) / self.steps
 
 
 def _calls(repeat: Repeat) -> list[Call]:
@@ -143,16 +149,26 @@ def _request(program: Program, examples: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cost_model_figures() -> dict[str, Any]:
-    """Rows, and the median and worst error of the ratios of requests and of steps."""
+    """Rows, and the median and worst error of the ratios of requests and of steps.
+
+    `changed_step` is of the steps that cost another amount after the recipe, `by_flops` what the
+    ratio of FLOPs alone would say of these.
+    """
     machine = machine_named("this-cpu")
     rows = [row for name in ZOO for row in _rows(name, machine)]
     figures: dict[str, Any] = {"machine": machine.name, "rows": rows}
-    for what in ("request", "step"):
-        errors = [row[what]["error"] for row in rows if what in row]
+    changed = [row for row in rows if abs(row["step"]["predicted"] - 1) > CHANGED]
+    for name, what, chosen in (
+        ("request", "request", rows),
+        ("step", "step", rows),
+        ("changed_step", "step", changed),
+        ("changed_step_by_flops", "flops", changed),
+    ):
+        errors = [row[what]["error"] for row in chosen]
         figures |= {
-            f"cost_model_{what}_median_error": statistics.median(errors),
-            f"cost_model_{what}_worst_error": max(errors),
-            f"cost_model_{what}_ratios": len(errors),
+            f"cost_model_{name}_median_error": statistics.median(errors),
+            f"cost_model_{name}_worst_error": max(errors),
+            f"cost_model_{name}_ratios": len(errors),
         }
     return figures
 
@@ -166,12 +182,14 @@ def _rows(name: str, machine: Machine) -> list[dict[str, Any]]:
     programs = {BASELINE: program}
     for title, recipe in _recipes(name).items():
         programs[title] = apply_recipe(program, recipe, examples, verify=False)
+    for title in [title for title in programs if title != BASELINE]:
+        if all(record.declined is not None for record in programs[title].history):
+            print(f"{name}: {title} changed nothing", file=sys.stderr, flush=True)
+            del programs[title]
     with tempfile.TemporaryDirectory() as folder:
         bundles = {
             title: _Bundle(item, Path(folder) / str(place), examples)
             for place, (title, item) in enumerate(programs.items())
-            # A recipe whose passes all declined left the program as it was.
-            if title == BASELINE or any(record.declined is None for record in item.history)
         }
         return _measured(name, bundles, machine)
 
@@ -193,24 +211,34 @@ def _measured(name: str, bundles: Mapping[str, _Bundle], machine: Machine) -> li
 
     def run(title: str) -> None:
         bundles[title].answer()
-        steps[title].append(bundles[title].step_seconds(None))
+        steps[title].append(bundles[title].step_seconds())
 
     seconds = interleaved_seconds(
         {title: partial(run, title) for title in bundles},
         min(max(rounds, ROUNDS[0]), ROUNDS[1]),
         warmup=0,
+        # Leaves out what other processes take; all work is on this thread.
+        clock=time.thread_time,
     )
+    predicted = partial(predict_graph, machine=machine)
     base = bundles[BASELINE]
     rows = []
     for title, bundle in bundles.items():
         if title == BASELINE:
             continue
-        predicted = bundle.request_seconds(machine) / base.request_seconds(machine)
-        row: dict[str, Any] = {"model": name, "recipe": title}
-        row["request"] = _pair(predicted, seconds[title], seconds[BASELINE])
-        predicted = bundle.step_seconds(machine) / base.step_seconds(machine)
-        row["step"] = _pair(predicted, steps[title], steps[BASELINE])
-        rows.append(row)
+        ratio = bundle.request_cost(predicted) / base.request_cost(predicted)
+        step, flops = (
+            bundle.step_cost(cost) / base.step_cost(cost) for cost in (predicted, graph_flops)
+        )
+        rows.append(
+            {
+                "model": name,
+                "recipe": title,
+                "request": _pair(ratio, seconds[title], seconds[BASELINE]),
+                "step": _pair(step, steps[title], steps[BASELINE]),
+                "flops": _pair(flops, steps[title], steps[BASELINE]),
+            }
+        )
     return rows
 
 

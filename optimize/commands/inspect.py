@@ -14,6 +14,7 @@ from optimize.commands.console import Json, console, print_json
 from optimize.commands.language import decoding_lines, describe_decoding
 from optimize.commands.models import HELP, load_model
 from optimize.commands.targets import looks_like_bundle
+from optimize.ir.errors import RecipeError
 
 SHOWN_AXES = 12
 
@@ -21,18 +22,34 @@ SHOWN_AXES = 12
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL|BUNDLE", help=f"A bundle folder, {HELP}")],
     code: Annotated[bool, typer.Option("--code", help="Print the program as Python.")] = False,
+    machine: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help='Predict seconds on a GPU, such as h100, or "this-cpu".'),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a model is made of, or what a bundle says about itself."""
     if looks_like_bundle(model):
+        if machine is not None:
+            raise RecipeError(
+                f"inspect --machine: found the bundle {model}, expected the MODEL it was made of; "
+                "predictions are made from its program"
+            )
         _inspect_bundle(model, as_json)
         return
+    found = None
+    if machine is not None:
+        from optimize.measure.roofline import machine_named
+
+        found = machine_named(machine)
     loaded = load_model(model)
     from optimize.capture.capture_model import capture_model
     from optimize.ir.printing import program_text
 
     program = capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop)
     data = describe_program(program)
+    if found is not None:
+        data["predicted"] = predicted(program, found)
     if as_json:
         print_json(data)
         return
@@ -66,6 +83,20 @@ def describe_program(program: Any) -> dict[str, Any]:
         "inputs": [item.model_dump() for item in program.signature.inputs],
         "outputs": list(program.signature.outputs),
         "notes": list(program.notes),
+    }
+
+
+def predicted(program: Any, machine: Any) -> dict[str, Any]:
+    """Seconds of each graph and of a request on a machine, and how far to trust them."""
+    from optimize.measure.roofline import error_stated, predict_graph, predict_seconds
+
+    return {
+        "machine": machine.name,
+        "seconds_per_request": predict_seconds(program, machine),
+        "seconds_per_call": {
+            role: predict_graph(graph, machine) for role, graph in program.graphs.items()
+        },
+        "error": error_stated(machine),
     }
 
 
@@ -138,9 +169,10 @@ def _axes(graph: Any) -> list[dict[str, Any]]:
 
 
 def _show_program(name: str, data: dict[str, Any]) -> None:
-    from optimize.ir.report import amount
+    from optimize.ir.report import amount, seconds_text
 
     output = console()
+    prediction = data.get("predicted")
     layers = ", ".join(f"{count} {prefix}" for prefix, count in data["layers"].items())
     output.print(Text(name, "bold"))
     output.print(
@@ -152,14 +184,21 @@ def _show_program(name: str, data: dict[str, Any]) -> None:
     if data["language"] is not None:
         for line in decoding_lines(data["language"]):
             output.print(Text(line))
+    if prediction is not None:
+        seconds = seconds_text(prediction["seconds_per_request"])
+        line = f"{prediction['machine']}: {seconds} per request ({prediction['error']})"
+        output.print(Text(line))
     fields = [f"{item['name']} {item['dtype']} {list(item['shape'])}" for item in data["inputs"]]
     output.print(Text(f"request: {', '.join([*fields, 'seed'])} → {', '.join(data['outputs'])}"))
     for role, graph in data["graphs"].items():
         output.print()
+        seconds = ""
+        if prediction is not None:
+            seconds = f", {seconds_text(prediction['seconds_per_call'][role])} predicted"
         output.print(
             Text(
                 f"{role}: {graph['calls']} calls per request, {graph['nodes']} ops, "
-                f"{amount(graph['flops_per_call'])}FLOP per call",
+                f"{amount(graph['flops_per_call'])}FLOP per call{seconds}",
                 "bold",
             )
         )

@@ -98,8 +98,8 @@ _GPUS = (
     _gpu("H100 SXM", 494.5, 989.5, 3350),
     # NVIDIA H200 data sheet (2024), SXM: half of its figures, which are "with sparsity".
     _gpu("H200", 494.5, 989.5, 4800),
-    # NVIDIA Blackwell data sheet (2024), HGX B200: an eighth of its eight GPUs, half for sparsity.
-    _gpu("B200", 1125, 2250, 8000),
+    # NVIDIA Blackwell architecture brief (2024), HGX B200 at 1000 W: its dense figures.
+    _gpu("B200", 1100, 2250, 8000),
 )
 
 MACHINES: Mapping[str, Machine] = {machine.name: machine for machine in _GPUS}

@@ -25,6 +25,7 @@ from optimize.measure.this_cpu import this_cpu
 __all__ = [
     "MACHINES",
     "Machine",
+    "error_stated",
     "kernel_seconds",
     "machine_named",
     "predict_graph",
@@ -34,6 +35,10 @@ __all__ = [
 ]
 
 THIS_CPU = "this-cpu"
+
+MEDIAN_ERROR = 0.07
+"""Of the ratio of a request's seconds after a recipe to those before, over the zoo on a CPU: see
+docs/cost_model.md."""
 
 
 def kernel_seconds(kernel: Kernel, machine: Machine, cached: bool = False) -> float:
@@ -73,10 +78,18 @@ def predictions(program: Program) -> dict[str, float]:
     return {name: predict_seconds(program, machine) for name, machine in MACHINES.items()}
 
 
+def error_stated(machine: Machine) -> str:
+    """How far predictions for a machine are to be trusted, in words."""
+    measured = f"median error of ratios {MEDIAN_ERROR:.0%} on a CPU over the zoo"
+    if machine.name in MACHINES:
+        return f"predicted; {measured}, unmeasured on GPUs"
+    return f"predicted; {measured}"
+
+
 def machine_named(name: str) -> Machine:
     """A machine by name: "this-cpu", or a GPU, whatever its case, spaces and dashes.
 
-    A name that only one GPU begins with is enough: "h100".
+    A part that only one GPU has in its name is enough: "h100", "4090".
 
     Raises:
         RecipeError: the name is unknown, or of several; lists those that are known.

@@ -213,6 +213,23 @@ def test_inspect_names_axes_sites_and_layers(
     assert "attention site" in out and "for step in range(12):" in out
 
 
+def test_inspect_predicts_seconds_on_a_machine(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    code, out, _ = run(capsys, "inspect", f"{model}:tiny", "--machine", "h100", "--json")
+    predicted = json.loads(out)["predicted"]
+    calls = predicted["seconds_per_call"]
+    assert code == 0 and predicted["machine"] == "H100 SXM"
+    assert predicted["seconds_per_request"] == pytest.approx(
+        12 * (calls["denoiser"] + calls["solver"])
+    )
+    assert "unmeasured on GPUs" in predicted["error"]
+    code, out, _ = run(capsys, "inspect", f"{model}:tiny", "--machine", "this-cpu")
+    assert code == 0 and "this CPU, 1 thread: " in out and " predicted" in out
+    code, _, error = run(capsys, "inspect", f"{model}:tiny", "--machine", "h1000")
+    assert code == 2 and "expected one of this-cpu, T4, A100 40GB SXM" in error
+
+
 def test_run_reports_without_writing(
     capsys: pytest.CaptureFixture[str], model: str, recipe: str
 ) -> None:
