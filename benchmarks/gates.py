@@ -23,7 +23,7 @@ from parts import Figures, run_parts
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SAME_RUNS, SLOWER_RUNS, PEER_RUNS = 200, 60, 60
+SAME_RUNS, SLOWER_RUNS, PEER_RUNS = 200, 60, 40
 GENERATORS = 1
 SECONDS = 120.0
 
@@ -127,7 +127,20 @@ class _Peer:
         return done.returncode
 
 
-PARTS = {"gates": gates}
+def cost_model() -> Figures:
+    """Error of predicted against measured ratios, of steps and of requests."""
+    from gates_cost import cost_model_figures
+
+    figures = cost_model_figures()
+    rows = figures.pop("rows")
+    return {
+        "cost_model_error": figures["cost_model_step_median_error"],
+        **{name: value for name, value in figures.items() if name.startswith("cost_model_")},
+        "cost_model_rows": rows,
+    }
+
+
+PARTS = {"gates": gates, "cost_model": cost_model}
 
 if __name__ == "__main__":
     packages = ("optimize", "numpy", "onnxruntime", "scipy", "pytest-benchmark", "torch")
