@@ -3,11 +3,11 @@
     PYTHONPATH=. python benchmarks/gates_cost.py
 
 For every zoo model and every recipe of its kind: seconds of a request after the recipe divided by
-those before it, predicted and measured; and the same per step of the loop, which leaves out the gain
-of fewer steps. Bundles of a model run in turns, with requests of the traced sizes. Of a loop that
-ends by what it generates the calls that it made are predicted, not those it may make: how long an
-answer gets, and how much of a draft is kept, are no matter of cost. A recipe that changed nothing is
-named on standard error and has no row.
+those before it, predicted and measured; and the same per step of the loop, which leaves out the
+gain of fewer steps. Bundles of a model run in turns, with requests of the traced sizes. Of a loop
+that ends by what it generates the calls that it made are predicted, not those it may make: how
+long an answer gets, and how much of a draft is kept, are no matter of cost. A recipe that changed
+nothing is named on standard error and has no row.
 """
 
 import json

@@ -182,11 +182,10 @@ def _set_attention(kernel: Kernel, node: fx.Node, fuses: bool) -> None:
     """One element per score; of a cache, the half in use when half of an answer is there."""
     packet = node.target.overloadpacket  # type: ignore[union-attr]
     inputs = tensor_inputs(node)
-    query, key = _sizes(inputs[0]), _sizes(inputs[1])
-    if packet in _CACHED:
-        caches = inputs[3:5]
-        cached = float(sum(map(_bytes, caches)))
-        key = _sizes(caches[0])
+    query, keys = _sizes(inputs[0]), _sizes(inputs[1])[-2]
+    if packet is ours.cached_attention:
+        cached = float(sum(_bytes(item) for item in node.args[3:5] if isinstance(item, fx.Node)))
+        keys = _sizes(node.args[3])[-2]  # type: ignore[arg-type]
         kernel.bytes -= 2 * cached
         if fuses or query[-2] == 1:
             kernel.flops *= 0.5
@@ -195,7 +194,7 @@ def _set_attention(kernel: Kernel, node: fx.Node, fuses: bool) -> None:
             # ONNX Runtime has no kernel for several rows that writes into the cache.
             kernel.bytes += 3 * cached
     kernel.elements = kernel.flops / (4.0 * query[-1])
-    kernel.rows = min(query[-2], query[-1], key[-2])
+    kernel.rows = min(query[-2], query[-1], keys)
 
 
 def _least_dimension(node: fx.Node, kind: str) -> float:
@@ -292,9 +291,6 @@ _KINDS: dict[Any, str] = {
 
 _FUSED = frozenset({"arithmetic", "activation", "function", "power", "softmax", "norm", "sum"})
 _BY_INPUT = frozenset({"softmax", "norm", "sum"})
-
-# Attention ops that take and give whole caches of keys and values.
-_CACHED = {ours.cached_attention}
 
 # How many ops of ONNX Runtime an op becomes, where it is not one.
 _LAUNCHES: dict[Any, int] = {

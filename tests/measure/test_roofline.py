@@ -11,6 +11,8 @@ from torch import nn
 
 from optimize.ir.errors import RecipeError
 from optimize.ir.graph import Graph, copy_graph
+from optimize.ir.program import Program
+from optimize.measure.cost import graph_flops
 from optimize.measure.kernels import Kernel, graph_kernels
 from optimize.measure.roofline import (
     MACHINES,
@@ -19,6 +21,8 @@ from optimize.measure.roofline import (
     kernel_seconds,
     machine_named,
     predict_graph,
+    predict_seconds,
+    predictions,
     this_cpu,
 )
 from optimize.measure.this_cpu import ATTENTION, LARGE, ROWS, WIDTH, machine_from
@@ -128,6 +132,44 @@ def test_attention_counts_scores() -> None:
     graph = graph_of(functional.scaled_dot_product_attention, *shapes)
     (kernel,) = graph_kernels(graph, fuses=False)
     assert (kernel.kind, kernel.elements, kernel.rows) == ("attention", 2 * 3 * 7, 3)
+
+
+def cached(rows: int) -> Graph:
+    """Attention of some new rows to a cache of 16."""
+    new, cache = (1, 2, rows, 8), (1, 2, 16, 8)
+    lengths = torch.zeros(1, dtype=torch.int64)
+
+    def attend(*tensors: torch.Tensor) -> Any:
+        return torch.ops.optimize.cached_attention(*tensors, lengths)
+
+    return graph_of(attend, new, new, new, cache, cache)
+
+
+def test_one_new_row_reads_half_of_the_cache_and_several_copy_it() -> None:
+    new, cache = 4 * 2 * 8, 4 * 2 * 16 * 8
+    (one,) = graph_kernels(cached(1), fuses=False)
+    assert (one.bytes, one.flops) == (4 * new + 8 + cache, 0.5 * 4 * 2 * 16 * 8)
+    (several,) = graph_kernels(cached(2), fuses=False)
+    assert (several.bytes, several.flops) == (2 * 4 * new + 8 + 6 * cache, 2 * 4 * 2 * 16 * 8)
+    (on_gpu,) = graph_kernels(cached(2), fuses=True)
+    assert on_gpu.bytes == 2 * 4 * new + 8 + cache
+
+
+def test_a_solver_step_is_an_op_per_operation_where_nothing_fuses(toy_program: Program) -> None:
+    solver = toy_program.graphs["solver"]
+    (alone,) = [item for item in graph_kernels(solver, fuses=False) if item.launches > 1]
+    elements = 2 * 6 * 4
+    operations = graph_flops(solver) / elements
+    assert alone.launches == operations + 1 and alone.elements == operations * elements
+    assert [item.launches for item in graph_kernels(solver, fuses=True)] == [1]
+
+
+def test_a_request_is_the_sum_of_its_calls(toy_program: Program) -> None:
+    calls = [predict_graph(graph, PLAIN) for graph in toy_program.graphs.values()]
+    assert predict_seconds(toy_program, PLAIN) == pytest.approx(4 * sum(calls))
+    found = predictions(toy_program)
+    expected = {name: predict_seconds(toy_program, item) for name, item in MACHINES.items()}
+    assert found == expected and all(seconds > 0 for seconds in found.values())
 
 
 @pytest.mark.parametrize("name", ["plain", *MACHINES])
