@@ -36,7 +36,7 @@ __all__ = [
 
 THIS_CPU = "this-cpu"
 
-MEDIAN_ERROR = 0.07
+MEDIAN_ERROR = 0.08
 """Of the ratio of a request's seconds after a recipe to those before, over the zoo on a CPU: see
 docs/cost_model.md."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from optimize.ir.denoise import DenoiseLoop
+from optimize.measure.roofline import MACHINES, MEDIAN_ERROR
 from optimize.passes.fuse_solver import ADAPTIVE
 from optimize.passes.solvers.catalog import SOLVERS, solve
 from optimize.passes.solvers.solver_base import Sampling
@@ -87,3 +88,10 @@ def test_solvers_page_example_is_the_solver_it_says(prediction) -> None:
     np.testing.assert_allclose(
         names["my_solver"](run).matrices, solve("ddim", run).matrices, rtol=1e-9, atol=1e-12
     )
+
+
+def test_cost_model_page_has_the_machines_and_the_error_stated() -> None:
+    text = (ROOT / "docs" / "cost_model.md").read_text("utf-8")
+    assert [name for name in MACHINES if f"| {name} |" not in text] == []
+    (median,) = re.findall(r"^\| of requests \| \d+ \| ([\d.]+) % \|", text, re.MULTILINE)
+    assert round(float(median)) == round(100 * MEDIAN_ERROR)
