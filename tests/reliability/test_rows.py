@@ -1,17 +1,21 @@
-"""The list of faults a bundle must withstand, and the tests that show it does.
+"""The list of faults to withstand, and the tests that show the answer to each.
 
-C rows are faults of a bundle on disk, E rows those of resources. Every row has a test, and every
-test that is named exists.
+B rows are faults of recipes and commands, C rows of a bundle on disk, E rows of resources, G rows
+of gates. Every row has a test, and every test that is named exists.
 """
 
 import ast
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.reliability.row import Row
+from tests.reliability.rows_of_recipes import PENDING as RECIPE_PENDING
+from tests.reliability.rows_of_recipes import ROWS as RECIPE_ROWS
+
 ROOT = Path(__file__).parents[2]
-EXPECTED = {*(f"C{number}" for number in range(1, 25)), *(f"E{number}" for number in range(1, 12))}
+LAST = {"B": 11, "C": 24, "E": 11, "G": 11}
+EXPECTED = {f"{kind}{number}" for kind, last in LAST.items() for number in range(1, last + 1)}
 
 BUNDLE = "tests/runtime/test_bundle.py"
 MANIFEST = "tests/runtime/test_manifest.py"
@@ -30,20 +34,8 @@ CRASH = "tests/reliability/test_crash_points.py"
 FOLDERS = "tests/reliability/test_hostile_folders.py"
 
 
-@dataclass(frozen=True)
-class Row:
-    """A fault, and what shows the answer to it.
-
-    Attributes:
-        fault: what goes wrong.
-        tests: "file::function" of each test.
-    """
-
-    fault: str
-    tests: tuple[str, ...]
-
-
 ROWS: Mapping[str, Row] = {
+    **RECIPE_ROWS,
     "C1": Row(
         "no folder, an empty one, one without a manifest, an unfinished export",
         (f"{BUNDLE}::test_what_is_not_a_bundle_is_told_from_an_unfinished_export",),
@@ -273,6 +265,14 @@ ROWS: Mapping[str, Row] = {
             f"{FOLDERS}::test_a_deleted_working_folder_is_a_typed_error",
         ),
     ),
+    "E10": Row(
+        "a worker process that dies or hangs",
+        (
+            "tests/gate/test_gate.py::test_a_candidate_that_dies_half_way_fails",
+            "tests/gate/test_gate.py::test_a_side_that_hangs_is_given_up",
+            "tests/recipes/tuning/test_tune.py::test_resumes_after_a_kill",
+        ),
+    ),
     "E11": Row(
         "libraries absent at run time",
         (
@@ -282,8 +282,7 @@ ROWS: Mapping[str, Row] = {
     ),
 }
 
-# Rows whose product code does not exist: nothing is searched or built in worker processes.
-PENDING = {"E10"}
+PENDING = RECIPE_PENDING
 
 
 @cache
