@@ -176,7 +176,8 @@ class FunctionSide:
         self._function = function
         self.facts: dict[str, Any] = {"target": "a function"}
         function()
-        self.loops, self.seconds = 1, self._fastest()
+        self.loops = 1
+        self.seconds = self._fastest()
         while self.seconds < least and self.loops < 1_000_000:
             self.loops *= 2
             self.seconds = self._fastest()
