@@ -14,11 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from optimize.ir.errors import RecipeError
 from optimize.ir.exporting import Target
-from optimize.ir.printing import program_text
 from optimize.ir.program import Program
 from optimize.measure.machines import Machine
 from optimize.measure.receipt import fingerprint
@@ -97,7 +94,7 @@ def tune(
         raise RecipeError(f"{model}: found no pass to search ({reasons})")
     bound_to = {
         "model": model,
-        "program": digest(program),
+        "program": _digest(program),
         "metric": metric,
         "target": target,
         "calibration": repr(calibration),
@@ -152,13 +149,10 @@ def tune(
     return replace(found, tuning=replace(found.tuning, environment=environment))
 
 
-def digest(program: Program) -> str:
-    """Tells programs apart: their graphs, their loop, and the first numbers of each weight."""
-    found = hashlib.sha256(program_text(program).encode())
-    for name, weight in sorted(program.weights.items()):
-        first = weight.detach().reshape(-1)[:64].cpu().contiguous()
-        found.update(name.encode() + first.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+def _digest(program: Program) -> str:
+    """Tells programs apart: what they were captured as, and how their loop calls it."""
+    source, loop = program.source_digest, program.loop.model_dump_json()
+    return hashlib.sha256(f"{source.graphs} {source.weights} {loop}".encode()).hexdigest()[:16]
 
 
 def _known(program: Program, starts: Sequence[Recipe]) -> list[Recipe]:
