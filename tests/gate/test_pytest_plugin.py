@@ -17,8 +17,11 @@ def spin(seconds):
 
 @pytest.fixture
 def run(pytester, monkeypatch):
-    """Runs a suite with the plugin, whether or not it is installed besides."""
+    """Runs a suite with the plugin, as its entry point loads it."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # These tests may run in a worker of xdist themselves.
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)
 
     def run(suite, *arguments, subprocess=False):
         pytester.makepyfile(SUITE + suite)
