@@ -103,8 +103,14 @@ def test_unreachable_budget_ends_with_one_and_leaves_the_report(
     ],
 )
 def test_refuses_before_the_model_is_loaded(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], expected: str
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    expected: str,
 ) -> None:
+    # Wide enough that no path is broken.
+    monkeypatch.setenv("COLUMNS", "400")
     (tmp_path / "notes.txt").write_text("bread\n")
     given = [item.replace("{here}", str(tmp_path)) for item in options]
     if options and "--budget" not in options:

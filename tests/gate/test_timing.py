@@ -137,7 +137,7 @@ def test_a_clock_that_stands_still_decides_nothing():
 def test_two_measurements_are_cut_alike():
     """The second pair would be cut into more slices than the first."""
     generator = np.random.default_rng(0)
-    shortest = iter([0.004, 0.08])
+    shortest = iter([0.013, 0.08])
 
     def make():
         pair = (Noisy(generator, 1.3), Noisy(generator))
