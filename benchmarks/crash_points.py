@@ -198,9 +198,13 @@ def _traced(
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(writing)
-        os.read(reading, 1)
-        os._exit(_export(new, folder / "bundle", overwrite))
+        code = 1
+        try:
+            os.close(writing)
+            os.read(reading, 1)
+            code = _export(new, folder / "bundle", overwrite)
+        finally:
+            os._exit(code)
     os.close(reading)
     with tempfile.NamedTemporaryFile("r") as trace:
         command = ["strace", "--attach", str(child), "--output", trace.name, *options]

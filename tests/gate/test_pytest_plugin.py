@@ -23,12 +23,9 @@ def run(pytester, monkeypatch):
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
         monkeypatch.delenv(name, raising=False)
 
-    def run(suite, *arguments, subprocess=False):
+    def run(suite, *arguments):
         pytester.makepyfile(SUITE + suite)
-        given = [*QUIET, *arguments]
-        if subprocess:
-            return pytester.runpytest_subprocess(*given)
-        return pytester.runpytest_inprocess(*given)
+        return pytester.runpytest_subprocess(*QUIET, *arguments)
 
     monkeypatch.setattr(pytester, "plugins", [])
     return run
@@ -126,7 +123,7 @@ def test_speed(perf_gate, number):
     perf_gate(lambda: None, lambda: None)
 """
     arguments = ("-n", "2", "--optimize-gate-json", "verdicts.json")
-    result = run(suite, *arguments, subprocess=True)
+    result = run(suite, *arguments)
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["inconclusive *not measured beside other xdist workers*"])
     verdicts = json.loads((pytester.path / "verdicts.json").read_text())
@@ -168,6 +165,5 @@ def test_nothing():
     heavy = {"torch", "onnxruntime", "scipy", "pydantic", "matplotlib"}
     assert not heavy & set(sys.modules)
 """,
-        subprocess=True,
     )
     result.assert_outcomes(passed=1)

@@ -33,12 +33,15 @@ def in_child(function, *arguments):
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        # Whatever happens, a child must not go on as a second copy of the test run.
         try:
-            said = f"returned {function(*arguments)}"
-        except BaseException as error:
-            said = f"{type(error).__name__}: {error}"
-        os.write(writing, said.encode()[:4000])
-        os._exit(0)
+            try:
+                said = f"returned {function(*arguments)}"
+            except BaseException as error:
+                said = f"{type(error).__name__}: {error}"
+            os.write(writing, said.encode()[:4000])
+        finally:
+            os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read().decode()

@@ -215,11 +215,13 @@ def test_a_session_from_before_a_fork_is_refused_in_the_child(session):
     """D13"""
     child = os.fork()
     if child == 0:
+        code = 5
         try:
             session(seed=0, labels=[1])
         except ResourceError as error:
-            os._exit(3 if "before a fork" in str(error) else 4)
-        os._exit(5)
+            code = 3 if "before a fork" in str(error) else 4
+        finally:
+            os._exit(code)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 3
 
