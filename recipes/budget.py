@@ -20,19 +20,13 @@ def excess(budget: Budget, quality: Mapping[str, float | None]) -> dict[str, flo
         quality: metric → value; one that is missing, or NaN, is missed by infinity.
     """
     found = {}
-    for name, limit in limits(budget).items():
+    for name, limit in budget.limits().items():
         value = quality.get(name)
         if value is None or math.isnan(value):
             found[name] = math.inf
         else:
             found[name] = value - limit if name in AT_MOST else limit - value
     return found
-
-
-def limits(budget: Budget) -> dict[str, float]:
-    """Metric → limit, of those that a budget has."""
-    given = {name: getattr(budget, name) for name in Budget.__dataclass_fields__}
-    return {name: limit for name, limit in given.items() if limit is not None}
 
 
 def check_budget(name: str, budget: Budget, history: Sequence[Record]) -> None:
@@ -79,7 +73,7 @@ def _problem(metric: str, quality: Mapping[str, float | None], budget: Budget) -
     if quality[metric] is None:
         return "no generated tokens, expected some for token_match"
     bound = "at most" if metric in AT_MOST else "at least"
-    return f"{quality_text(metric, quality[metric])}, expected {bound} {limits(budget)[metric]:g}"
+    return f"{quality_text(metric, quality[metric])}, expected {bound} {budget.limits()[metric]:g}"
 
 
 def _cost(record: Record) -> str:

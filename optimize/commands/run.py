@@ -183,6 +183,6 @@ def show_report(report: Any, out: Path | None, as_json: bool) -> None:
 def with_facts(report: Any, out: Path) -> Any:
     """The report with what was found out while the bundle was written."""
     data = json.loads((out / "report.json").read_text("utf-8"))
-    names = ("targets", "receipt", "costs", "source", "budget", "kernels")
+    names = ("targets", "receipt", "costs", "predicted", "source", "budget", "kernels")
     found = {name: data[name] for name in names}
     return replace(report, notes=tuple(data["notes"]), **found)

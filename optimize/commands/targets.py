@@ -9,6 +9,7 @@ from typing import Any
 
 from optimize.commands.models import load_model
 from optimize.ir.errors import RecipeError
+from optimize.report.whole_file import write_whole
 from optimize.runtime.errors import ResourceError
 
 Answer = Callable[..., Mapping[str, Any]]
@@ -111,13 +112,7 @@ def write_files(out: Path, files: Mapping[str, bytes]) -> None:
     """
     make_folder(out)
     for name, content in files.items():
-        path, part = out / name, out / f".{name}.part"
-        try:
-            part.write_bytes(content)
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
+        write_whole(out / name, content)
 
 
 def session_measure(request: Mapping[str, Any], repeats: int = 3) -> Callable[[Any], float]:

@@ -84,6 +84,7 @@ def tune(
         tuned = search(
             capture_model(loaded.model, loaded.example_inputs, loop=loaded.loop),
             limits,
+            metric=budget[0].partition("=")[0],
             model=model,
             target=target,  # type: ignore[arg-type]
             trials=trials,

@@ -11,7 +11,6 @@ from optimize.commands.console import Json, console, print_json
 from optimize.commands.models import HELP, load_model
 from optimize.commands.progress import StageBar
 
-LIMIT = 1e-4
 INCONCLUSIVE = 3
 REPLACE_RECEIPT = "its figures are not of this bundle; export the bundle again"
 SLOWER = 1.25
@@ -39,9 +38,7 @@ def verify(
     ] = None,
     limit: Annotated[
         float | None,
-        typer.Option(
-            min=0, help=f"Largest relative error; {LIMIT:g}, more where precision was lowered."
-        ),
+        typer.Option(min=0, help="Largest relative error; 1e-4, more where precision was lowered."),
     ] = None,
     remeasure: Annotated[
         bool,
@@ -61,6 +58,7 @@ def verify(
     A bundle from `optimize run` or `optimize export` holds a request and its results; they are
     compared with what it gives here. With --model, it is compared with the model as well.
     """
+    from optimize.measure.receipt import example_limit, read_report, stored_example
     from optimize.runtime.bundle import open_bundle
     from optimize.runtime.session import load
 
@@ -73,18 +71,18 @@ def verify(
         native: Any = "native" if trust_native else None
         with load(bundle, target=chosen, trust=native, public_key=key) as session:
             manifest = session.manifest
-            stored = _example(bundle)
+            stored = stored_example(bundle)
             request = _request(manifest, seed) if stored is None else stored.fields()
             bar.wait("run")
             results = _numbers(session(**request))
             again = _numbers(session(**request))
-            report = _report(bundle)
+            report = read_report(bundle)
             speed = None
             if remeasure:
                 bar.wait("measure")
                 speed = _speed(session, request, report, slower)
     _check_finite(results)
-    bound = _limit(report, session.target) if limit is None else limit
+    bound = example_limit(report, session.target) if limit is None else limit
     checks: dict[str, dict[str, Any]] = {
         "repeated": _check(_difference(again, results), 0.0),
     }
@@ -120,28 +118,10 @@ def verify(
     raise typer.Exit(code)
 
 
-def _example(bundle: str) -> Any:
-    from optimize.measure.receipt import EXAMPLE_FILE, read_example
-    from optimize.runtime.bundle import read_file
-
-    content = read_file(bundle, EXAMPLE_FILE)
-    return None if content is None else read_example(content)
-
-
 def _request(manifest: Any, seed: int) -> dict[str, Any]:
     from optimize.passes.calibration import Calibration, signature_request
 
     return dict(signature_request(manifest.signature, manifest.loop, Calibration(), {}, seed))
-
-
-def _report(bundle: str) -> dict[str, Any]:
-    """The report of a bundle; empty where it has none that can be read."""
-    from optimize.runtime.bundle import read_file
-    from optimize.runtime.tensors import strict_json
-
-    content = read_file(bundle, "report.json")
-    data = {} if content is None else strict_json(content.tobytes(), "report.json")
-    return data if isinstance(data, dict) else {}
 
 
 def _receipt_check(report: dict[str, Any], manifest: Any) -> dict[str, Any]:
@@ -168,12 +148,6 @@ def _receipt_check(report: dict[str, Any], manifest: Any) -> dict[str, Any]:
     if not said:
         return {"holds": True, "why": "none that names graphs or weights"}
     return {"holds": True, "why": f"of these {len(said)} files, by their hashes"}
-
-
-def _limit(report: dict[str, Any], target: str) -> float:
-    """Twice what lowering the precision changed when the bundle was made, or the plain limit."""
-    facts = report.get("targets", {}).get(target, {})
-    return max(LIMIT, 2 * float(facts.get("relative_error") or 0.0))
 
 
 def _numbers(results: Any) -> dict[str, Any]:

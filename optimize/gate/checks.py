@@ -4,11 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from optimize.measure.quality import Interval
+
 Outcome = Literal["pass", "fail", "inconclusive"]
 
 OUTCOMES: tuple[Outcome, ...] = ("fail", "pass", "inconclusive")
 
 EXIT_CODES: Mapping[Outcome, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
+
+
+def decided(ratio: Interval, limit: float) -> Outcome:
+    """What an interval of candidate / baseline says of a limit to its growth, in [0, inf)."""
+    if ratio.low > 1 + limit:
+        return "fail"
+    return "pass" if ratio.high <= 1 + limit else "inconclusive"
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from optimize.ir.errors import GateError
-from optimize.runtime.bundle import Bundle, open_bundle, read_file
-from optimize.runtime.loop import Call, Loop, Repeat
+from optimize.measure.cost import loop_calls
+from optimize.measure.receipt import read_report
+from optimize.runtime.bundle import Bundle, open_bundle
+from optimize.runtime.loop import Loop
 from optimize.runtime.manifest import ENGINES_FOLDER, GRAPHS_FOLDER, WEIGHTS_FILE, Manifest
-from optimize.runtime.tensors import StoredTensor, strict_json
+from optimize.runtime.tensors import StoredTensor
 
 LEAST_DUPLICATE = 1024
 """Bytes below which equal tensors are no waste: constants such as scales are often alike."""
@@ -67,13 +69,6 @@ def bundle_facts(path: str | os.PathLike[str]) -> Facts:
         ) from error
 
 
-def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The report of a bundle; empty where it has none."""
-    content = read_file(path, "report.json")
-    data = {} if content is None else strict_json(content.tobytes(), "report.json")
-    return data if isinstance(data, dict) else {}
-
-
 def _facts(bundle: Bundle, report: Mapping[str, Any]) -> Facts:
     manifest = bundle.manifest
     ops = _ops(bundle.models)
@@ -110,16 +105,9 @@ def _costs(report: Mapping[str, Any], loop: Loop) -> dict[str, float]:
     """What a request costs; what only the program knew is missing in bundles of old versions."""
     costs = report.get("costs") or {}
     found = {name: float(costs[name]) for name in ("flops", "bytes") if name in costs}
-    found["engine_calls"] = float(sum(_calls(item) for item in loop.body))
+    found["engine_calls"] = float(sum(loop_calls(loop).values()))
     predicted = report.get("predicted") or {}
     return found | {f"predicted_seconds[{name}]": float(s) for name, s in predicted.items()}
-
-
-def _calls(item: Call | Repeat) -> int:
-    """Engine calls; a loop that may stop early is taken to run to its end."""
-    if isinstance(item, Call):
-        return 1
-    return sum(_calls(inner) for body in item.steps for inner in item.bodies[body])
 
 
 def _ops(models: Mapping[str, bytes]) -> Counter[str]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from optimize.gate.checks import Check, Outcome
+from optimize.gate.checks import Check, Outcome, decided
 from optimize.gate.facts import Facts
 from optimize.gate.pairs import TIME_METRICS
 from optimize.gate.policy import Policy
@@ -15,9 +15,6 @@ from optimize.ir.errors import GateError, QualityError
 from optimize.measure.quality import Interval
 from optimize.measure.receipt import StoredExample
 from optimize.passes.pipeline import results_error
-
-EXAMPLE_LIMIT = 1e-4
-"""Relative error of the stored request, unless lowering the precision changed more."""
 
 
 def same_model(ours: Facts, theirs: Facts, baseline: str) -> list[str]:
@@ -65,15 +62,12 @@ def stored_checks(
         if metric not in stored:
             continue
         then = stored[metric]
-        value, low, high = now.value / then.value, now.low / then.high, now.high / then.low
-        outcome: Outcome = "inconclusive"
-        if low > 1 + policy.stored:
-            outcome = "fail"
-        elif high <= 1 + policy.stored:
-            outcome = "pass"
+        ratio = Interval(now.value / then.value, now.low / then.high, now.high / then.low)
+        outcome = decided(ratio, policy.stored)
         text = (
-            f"{NAMES[metric]}: {value:.3f} times the stored baseline's, both as ratios to fixed "
-            f"work, interval [{low:.3f}, {high:.3f}], limit {1 + policy.stored:.2f}: {outcome}"
+            f"{NAMES[metric]}: {ratio.value:.3f} times the stored baseline's, both as ratios to "
+            f"fixed work, interval [{ratio.low:.3f}, {ratio.high:.3f}], limit "
+            f"{1 + policy.stored:.2f}: {outcome}"
         )
         checks.append(
             Check(
@@ -83,9 +77,9 @@ def stored_checks(
                 candidate=now.value,
                 baseline=then.value,
                 limit=policy.stored,
-                ratio=value,
-                low=low,
-                high=high,
+                ratio=ratio.value,
+                low=ratio.low,
+                high=ratio.high,
                 gates=policy.gates(metric),
             )
         )
@@ -112,9 +106,3 @@ def example_check(
         limit=limit,
         gates=policy.gates("example"),
     )
-
-
-def example_limit(report: Mapping[str, Any], target: str) -> float:
-    """The relative error that the stored request may have on a target."""
-    facts = (report.get("targets") or {}).get(target) or {}
-    return max(EXAMPLE_LIMIT, 2 * float(facts.get("relative_error") or 0.0))

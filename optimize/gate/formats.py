@@ -6,7 +6,6 @@ and github-action-benchmark, `action-benchmark.json` by the latter's `customSmal
 """
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from xml.etree import ElementTree
 from optimize.gate.checks import Check, Verdict
 from optimize.gate.machine import commit
 from optimize.ir.report import plain
-from optimize.runtime.errors import ResourceError
+from optimize.report.whole_file import write_whole
 
 FORMAT = "optimize-gate"
 FORMAT_VERSION = "1.0"
@@ -192,16 +191,10 @@ def write_files(verdict: Verdict, folder: Path) -> None:
     """Writes every format into a folder, each file whole or not at all.
 
     Raises:
-        ResourceError: the folder cannot be written.
+        ResourceError: one cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files(verdict).items():
-            part = folder / f".{name}.{os.getpid()}.part"
-            part.write_text(text, encoding="utf-8")
-            part.replace(folder / name)
-    except OSError as error:
-        raise ResourceError(f"{folder}: cannot be written: {error.strerror}") from error
+    for name, text in files(verdict).items():
+        write_whole(folder / name, text)
 
 
 def tell_github(verdict: Verdict, environment: Mapping[str, str]) -> list[str]:

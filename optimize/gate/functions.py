@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from optimize.gate.checks import Check, Verdict
+from optimize.gate.checks import Verdict
 from optimize.gate.findings import not_comparable, stored_checks
-from optimize.gate.machine import commit, differences, fingerprint
+from optimize.gate.machine import differences, fingerprint
 from optimize.gate.policy import Policy
 from optimize.gate.sides import FunctionSide
-from optimize.gate.stored import StoredBaseline, WorkRatio, read_stored, write_stored
+from optimize.gate.stored import read_stored, record
 from optimize.gate.timing import timed, work_ratios
 from optimize.measure.receipt import fixed_work
 
@@ -69,15 +69,7 @@ def gate_stored_function(
         lambda stage, share: None,
     )
     if stored is None or update:
-        times = {
-            metric: WorkRatio(value=item.value, low=item.low, high=item.high)
-            for metric, item in found.items()
-        }
-        date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        kept = StoredBaseline(name=name, times=times, machine=machine, commit=commit(), date=date)
-        write_stored(path, kept)
-        text = f"recorded {path}; there was nothing to compare with, the next run compares"
-        checks = [Check("baseline", "inconclusive", text)]
+        checks = [record(path, name, found, machine)]
     else:
         checks = stored_checks(found, stored.times, policy)
     seconds = time.monotonic() - start

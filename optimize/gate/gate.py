@@ -15,24 +15,29 @@ from typing import Any
 
 from optimize.gate.checks import Check, Verdict
 from optimize.gate.costs import cost_checks
-from optimize.gate.facts import Facts, bundle_facts, read_report
+from optimize.gate.facts import Facts, bundle_facts
 from optimize.gate.findings import (
     broken,
     example_check,
-    example_limit,
     not_comparable,
     same_model,
     stored_checks,
 )
-from optimize.gate.machine import commit, differences, fingerprint
+from optimize.gate.machine import differences, fingerprint
 from optimize.gate.pairs import Pair, Samples
 from optimize.gate.policy import Policy
 from optimize.gate.sides import BundleSide, SideFailed, shared_cores
-from optimize.gate.stored import StoredBaseline, WorkRatio, read_stored, write_stored
+from optimize.gate.stored import StoredBaseline, read_stored, record
 from optimize.gate.timing import Tell, Timing, timed, work_ratios
 from optimize.ir.errors import GateError
 from optimize.measure.quality import Interval
-from optimize.measure.receipt import EXAMPLE_FILE, dump_example, read_example
+from optimize.measure.receipt import (
+    EXAMPLE_FILE,
+    dump_example,
+    example_limit,
+    read_report,
+    stored_example,
+)
 from optimize.passes.calibration import Calibration, signature_request
 from optimize.runtime.bundle import read_file
 from optimize.runtime.session import load
@@ -126,26 +131,9 @@ class _Run:
 
     def recorded(self, path: Path, clock: bool) -> Verdict:
         """Writes the baseline; nothing is held against it yet."""
-        times = {}
-        if clock:
-            found, _ = self._work_ratios()
-            times = {
-                name: WorkRatio(value=item.value, low=item.low, high=item.high)
-                for name, item in found.items()
-            }
-        write_stored(
-            path,
-            StoredBaseline(
-                name=self.candidate.name,
-                facts=self.facts,
-                times=times,
-                machine=self.machine,
-                commit=commit(),
-                date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            ),
-        )
-        text = f"recorded {path}; there was nothing to compare with, the next run compares"
-        return self._verdict(str(path), [Check("baseline", "inconclusive", text)], Samples(), [])
+        times = self._work_ratios()[0] if clock else {}
+        check = record(path, self.candidate.name, times, self.machine, self.facts)
+        return self._verdict(str(path), [check], Samples(), [])
 
     def against_file(self, path: Path, stored: StoredBaseline, clock: bool) -> Verdict:
         """Costs exactly, and times against fixed work, where the machine is the same."""
@@ -228,11 +216,10 @@ class _Run:
 
     def _example(self) -> list[Check]:
         """The stored request must give the stored results."""
-        content = read_file(self.candidate, EXAMPLE_FILE)
-        if content is None:
+        stored = stored_example(self.candidate)
+        if stored is None:
             return []
         self.tell("stored request", 0.0)
-        stored = read_example(content)
         with load(self.candidate, target=self.target, trust=self.trust) as session:
             limit = example_limit(read_report(self.candidate), session.target)
             results = {n: a for n, a in session(**stored.fields()).items() if hasattr(a, "dtype")}

@@ -14,6 +14,7 @@ from optimize.ir.errors import GateError
 from optimize.report.gate_plots import Series, trend
 from optimize.report.html import render_page
 from optimize.report.images import data_uri
+from optimize.report.whole_file import write_whole
 from optimize.runtime.errors import ResourceError
 
 MAX_BYTES = 32 << 20
@@ -159,13 +160,7 @@ def write_page(history: History, path: Path) -> None:
     Raises:
         ResourceError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(render_history(history), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
+    write_whole(path, render_history(history))
 
 
 def _pictures(points: Sequence[Point]) -> list[tuple[str, bytes]]:

@@ -4,12 +4,10 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
-from optimize.measure.receipt import processor
+from optimize.measure.receipt import processor, versions
 
-LIBRARIES = ("numpy", "onnxruntime", "torch")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -21,8 +19,7 @@ def fingerprint(threads: int | None) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "governor": _governor(),
         "threads": "chosen by the engine" if threads is None else str(threads),
-        "python": platform.python_version(),
-        **{name: _version(name) for name in LIBRARIES},
+        **versions(),
     }
 
 
@@ -55,10 +52,3 @@ def _governor() -> str:
         return _GOVERNOR.read_text().strip()
     except OSError:
         return "unknown"
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name).partition("+")[0]
-    except metadata.PackageNotFoundError:
-        return "none"

@@ -1,15 +1,19 @@
 """Baselines in a file: what to hold a candidate against where no bundle can be run in turns."""
 
 import json
-import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from optimize.gate.checks import Check
 from optimize.gate.facts import Facts
+from optimize.gate.machine import commit
 from optimize.ir.errors import GateError
-from optimize.runtime.errors import ResourceError
+from optimize.measure.quality import Interval
+from optimize.report.whole_file import write_whole
 
 FORMAT_MAJOR = 1
 MAX_BYTES = 4 << 20
@@ -83,6 +87,40 @@ def read_stored(path: Path) -> StoredBaseline:
         ) from error
 
 
+def record(
+    path: Path,
+    name: str,
+    times: Mapping[str, Interval],
+    machine: Mapping[str, str],
+    facts: Facts | None = None,
+) -> Check:
+    """Stores a baseline, and says so as a check that is no pass: nothing was compared.
+
+    Args:
+        path: of the file.
+        name: of the bundle or the test.
+        times: metric → ratio to fixed work.
+        machine: fingerprint of what they were measured on.
+        facts: of the bundle.
+    Raises:
+        GateError: something else than a baseline stands there.
+        ResourceError: it cannot be written.
+    """
+    ratios = {
+        metric: WorkRatio(value=item.value, low=item.low, high=item.high)
+        for metric, item in times.items()
+    }
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    write_stored(
+        path,
+        StoredBaseline(
+            name=name, facts=facts, times=ratios, machine=dict(machine), commit=commit(), date=date
+        ),
+    )
+    text = f"recorded {path}; there was nothing to compare with, the next run compares"
+    return Check("baseline", "inconclusive", text)
+
+
 def write_stored(path: Path, baseline: StoredBaseline) -> None:
     """Writes a baseline, whole or not at all.
 
@@ -92,11 +130,4 @@ def write_stored(path: Path, baseline: StoredBaseline) -> None:
     """
     if path.exists():
         read_stored(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(baseline.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
+    write_whole(path, baseline.model_dump_json(indent=2) + "\n")

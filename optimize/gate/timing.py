@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from optimize.gate.checks import OUTCOMES, Check, Outcome
+from optimize.gate.checks import OUTCOMES, Check, Outcome, decided
 from optimize.gate.pairs import (
     TIME_METRICS,
     Pair,
@@ -177,11 +177,7 @@ def _time_check(metric: TimeMetric, samples: Samples, policy: Policy) -> Check:
         found = ratio(seconds, confidence)
     except QualityError as error:
         return Check(metric, "inconclusive", f"{name}: {error}", limit=limit, gates=gates)
-    outcome: Outcome = "inconclusive"
-    if found.low > 1 + limit:
-        outcome = "fail"
-    elif found.high <= 1 + limit:
-        outcome = "pass"
+    outcome = decided(found, limit)
     told = {
         "pass": "within the limit",
         "fail": "slower than the limit allows",

@@ -40,7 +40,7 @@ def graph_costs(graph: Graph) -> list[NodeCost]:
     return [
         NodeCost(node.name, op_name(node), node_flops(node), _node_bytes(node))
         for node in graph.graph.nodes
-        if node.op == "call_function" and _tensors(node)
+        if node.op == "call_function" and output_tensors(node)
     ]
 
 
@@ -117,7 +117,7 @@ def program_costs(program: Program, loop: Loop | None = None) -> dict[str, Any]:
 def node_flops(node: fx.Node) -> float:
     """Floating-point operations of one node."""
     packet = getattr(node.target, "overloadpacket", None)
-    outputs = _tensors(node)
+    outputs = output_tensors(node)
     if packet is None or not outputs:
         return 0.0
     if packet in _FORMULAS:
@@ -158,7 +158,8 @@ def _calls(item: Call | Repeat) -> Counter[str]:
     return counts
 
 
-def _tensors(node: fx.Node) -> list[torch.Tensor]:
+def output_tensors(node: fx.Node) -> list[torch.Tensor]:
+    """What a node computes, as fake tensors."""
     value = node.meta.get("val")
     values = value if isinstance(value, (list, tuple)) else [value]
     return [item for item in values if isinstance(item, torch.Tensor)]
@@ -190,7 +191,7 @@ def _node_bytes(node: fx.Node) -> float:
     packet = getattr(node.target, "overloadpacket", None)
     if packet in VIEWS or packet is None or waits(node):
         return 0.0
-    tensors = [item.meta["val"] for item in tensor_inputs(node)] + _tensors(node)
+    tensors = [item.meta["val"] for item in tensor_inputs(node)] + output_tensors(node)
     return float(sum(math.prod(_sizes(item)) * item.dtype.itemsize for item in tensors))
 
 

@@ -15,7 +15,7 @@ from torch import fx
 
 from optimize.ir.graph import Graph, hint, tensor_inputs
 from optimize.kernels.solver_step.pattern import operations
-from optimize.measure.cost import VIEWS, node_flops
+from optimize.measure.cost import VIEWS, node_flops, output_tensors
 
 aten, ours = torch.ops.aten, torch.ops.optimize
 
@@ -56,7 +56,7 @@ def graph_kernels(graph: Graph, fuses: bool) -> list[Kernel]:
         places[node] = place
         if node.op == "placeholder" and node.name in graph.weights:
             loaded.add(node)
-        if node.op != "call_function" or not _tensors(node):
+        if node.op != "call_function" or not output_tensors(node):
             continue
         if _depends_on(node, loaded):
             loaded.add(node)
@@ -141,14 +141,14 @@ def _is_view(node: fx.Node) -> bool:
 
 def _depends_on(node: fx.Node, loaded: set[fx.Node]) -> bool:
     """Whether a node is computed when the graph is loaded."""
-    sizes = [size for item in _tensors(node) for size in item.shape]
+    sizes = [size for item in output_tensors(node) for size in item.shape]
     fixed = all(isinstance(size, int) for size in sizes)
     return fixed and all(item in loaded for item in node.all_input_nodes)
 
 
 def _kernel(node: fx.Node, kind: str, fuses: bool, loaded: set[fx.Node]) -> Kernel:
     inputs = tensor_inputs(node)
-    values = _tensors(node)
+    values = output_tensors(node)
     made = sum(_numel(item) for item in values)
     taken = max((_numel(item.meta["val"]) for item in inputs), default=0)
     flops = node_flops(node)
@@ -219,12 +219,6 @@ def _launches(node: fx.Node, packet: Any) -> int:
     return _LAUNCHES.get(packet, 1)
 
 
-def _tensors(node: fx.Node) -> list[torch.Tensor]:
-    value = node.meta.get("val")
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [item for item in values if isinstance(item, torch.Tensor)]
-
-
 def _sizes(node: fx.Node) -> tuple[int, ...]:
     return tuple(hint(size) for size in node.meta["val"].shape)
 
@@ -234,7 +228,7 @@ def _numel(tensor: torch.Tensor) -> int:
 
 
 def _bytes(node: fx.Node) -> int:
-    return sum(_numel(item) * item.dtype.itemsize for item in _tensors(node))
+    return sum(_numel(item) * item.dtype.itemsize for item in output_tensors(node))
 
 
 _NOTHING = {

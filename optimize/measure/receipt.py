@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 from optimize.measure.quality import bootstrap_interval
 from optimize.measure.timing import compare, interleaved_seconds
 from optimize.runtime import machine
+from optimize.runtime.bundle import read_file
 from optimize.runtime.errors import CorruptBundle
-from optimize.runtime.tensors import ITEM_DTYPES, read_tensors, tensors_header
+from optimize.runtime.tensors import ITEM_DTYPES, read_tensors, strict_json, tensors_header
 
 EXAMPLE_FILE = "example.safetensors"
+EXAMPLE_LIMIT = 1e-4
+"""Relative error of an example's results, unless lowering the precision changed more."""
 
 _REQUEST, _RESULT = "request.", "result."
 _DTYPES = {dtype for dtype, _ in ITEM_DTYPES.values()} - {"bfloat16"}
@@ -85,6 +88,28 @@ def read_example(content: NDArray[np.uint8]) -> StoredExample:
                 f"{EXAMPLE_FILE}: found tensor {name!r}, expected request and result"
             )
     return StoredExample(request, results)
+
+
+def stored_example(bundle: str | os.PathLike[str]) -> StoredExample | None:
+    """The example of a bundle; None where it has none."""
+    content = read_file(bundle, EXAMPLE_FILE)
+    return None if content is None else read_example(content)
+
+
+def read_report(bundle: str | os.PathLike[str]) -> dict[str, Any]:
+    """The report of a bundle; empty where it has none that can be read."""
+    content = read_file(bundle, "report.json")
+    data = {} if content is None else strict_json(content.tobytes(), "report.json")
+    return data if isinstance(data, dict) else {}
+
+
+def example_limit(report: Mapping[str, Any], target: str) -> float:
+    """The relative error that the example's results may have on a target.
+
+    Twice what lowering the precision changed when the bundle was made, or the plain limit.
+    """
+    facts = (report.get("targets") or {}).get(target) or {}
+    return max(EXAMPLE_LIMIT, 2 * float(facts.get("relative_error") or 0.0))
 
 
 @dataclass(frozen=True)

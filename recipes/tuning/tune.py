@@ -22,7 +22,6 @@ from optimize.measure.receipt import fingerprint
 from optimize.measure.this_cpu import this_cpu
 from optimize.passes.calibration import Calibration, requests
 from optimize.passes.pipeline import Progress
-from optimize.recipes.budget import limits
 from optimize.recipes.recipe import Budget, Recipe, names
 from optimize.recipes.tuning.finish import Finish, Tuned
 from optimize.recipes.tuning.front import pareto_front
@@ -47,6 +46,7 @@ def tune(
     program: Program,
     budget: Budget,
     *,
+    metric: str | None = None,
     model: str = "model",
     target: Target = "onnx",
     trials: int = 60,
@@ -64,7 +64,9 @@ def tune(
 
     Args:
         program: captured, without any pass; stays as it is.
-        budget: what the results may lose; its first metric is traded against speed.
+        budget: what the results may lose.
+        metric: of the budget, what is traded against speed; the others are limits only. The first
+            that it has by default.
         model: its name; a study belongs to one model.
         target: what the best recipes are exported for, and timed on.
         trials: of the study, over all processes and runs of it, at least 1.
@@ -85,7 +87,7 @@ def tune(
     tell: Progress = progress or _silent
     begun = time.monotonic()
     check_search(budget, trials, minutes, seed, threads)
-    metric = next(iter(limits(budget)))
+    metric = metric or next(iter(budget.limits()))
     calibration = calibration or Calibration(samples=SAMPLES)
     space = search_space(program, target)
     known = _known(program, starts)
@@ -104,7 +106,7 @@ def tune(
     # All processes of a study predict for the machine of its first.
     machine = Machine(**study.shared("machine", lambda: asdict(this_cpu(threads))))
     judge = Judge(program, requests(program, calibration, examples), machine)
-    judge.check(limits(budget))
+    judge.check(budget.limits())
     for recipe in known:
         study.enqueue(space.parameters(recipe) or {}, recipe.to_dict()["passes"], recipe.name)
 
@@ -120,7 +122,7 @@ def tune(
         model=model,
         target=target,
         metric=metric,
-        limits=limits(budget),
+        limits=budget.limits(),
         predicted_seconds=judge.seconds,
         attempts=attempts,
         front=tuple(item.number for item in pareto_front(judged, metric)),

@@ -224,3 +224,10 @@ def test_wrong_arguments(program: Program, options: dict[str, object], message: 
     arguments = {"budget": BUDGET, "trials": 1, **options}
     with pytest.raises(RecipeError, match=message):
         tune(program, model="tiny", **arguments)  # type: ignore[arg-type]
+
+
+def test_the_metric_that_is_traded_can_be_any_of_the_budget(program: Program) -> None:
+    budget = Budget(psnr=20, relative_error=0.5)
+    found = tune(program, budget, metric="relative_error", model="tiny", trials=1)
+    assert found.tuning.metric == "relative_error"
+    assert found.tuning.limits == {"psnr": 20, "relative_error": 0.5}
