@@ -72,9 +72,11 @@ def _figure(tuning: Tuning) -> Figure:
     )
     axes.set_xlabel("seconds per request")
     axes.set_ylabel(AXIS[tuning.metric])
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
     figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
     return figure

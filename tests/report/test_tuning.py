@@ -73,6 +73,7 @@ def test_picture_names_the_recipes_and_the_budget() -> None:
         assert "known &amp; &lt;loved&gt;, 4.00x" in text
         assert "recipe found (trial 2), 5.00x" in text
         assert "unoptimised" in text
+        assert "mathdefault" not in text
         assert tuning_picture(drawn, "svg").decode() == text
         assert tuning_picture(drawn, "png").startswith(b"\x89PNG")
 
