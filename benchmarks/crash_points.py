@@ -14,6 +14,7 @@ import argparse
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -195,24 +196,27 @@ def _traced(
     folder: Path, new: Files, overwrite: bool, options: list[str]
 ) -> tuple[int | None, str]:
     """Publishes in a traced child; its exit code, -9 if killed, None if it hung; and the trace."""
-    reading, writing = os.pipe()
+    ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            os.close(writing)
-            os.read(reading, 1)
+            ours.close()
+            theirs.sendall(b"ready")
+            theirs.recv(1)
             code = _export(new, folder / "bundle", overwrite)
         finally:
             os._exit(code)
-    os.close(reading)
+    theirs.close()
+    # Traced from here on, the child has no calls of its own before those of the export.
+    ours.recv(5)
     with tempfile.NamedTemporaryFile("r") as trace:
         command = ["strace", "--attach", str(child), "--output", trace.name, *options]
         tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
             said = tracer.stderr.readline() if tracer.stderr else ""
-            os.write(writing, b"x")
-            os.close(writing)
+            ours.sendall(b"x")
+            ours.close()
             status = _wait(child)
             tracer.communicate(timeout=HANG_SECONDS)
         finally:
