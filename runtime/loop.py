@@ -40,6 +40,8 @@ RAGGED_RESULTS = "ragged_results"
 """The feature of loops whose calls append a number of elements that differs by sample."""
 UNIFORM_NOISE = "uniform_noise"
 """The feature of loops that draw uniform numbers."""
+TEXT_FIELDS = "text_fields"
+"""The feature of requests with a field that excludes a value, or that one number fills."""
 
 
 class Data(BaseModel):
@@ -192,7 +194,9 @@ class Input(Data):
     """A request field: conditioning, guidance scale, initial latent.
 
     `low` and `high` bound the values (inclusive) where the field has a range; `at_most` names a
-    size of the request that they may not exceed.
+    size of the request that they may not exceed. `excluded` is a value within the range that is
+    none of the field's, such as the token of a mask in a prompt. `default` fills a field of any
+    shape.
     """
 
     name: Identifier
@@ -202,6 +206,7 @@ class Input(Data):
     low: float | None = None
     high: float | None = None
     at_most: Identifier | None = None
+    excluded: int | None = None
 
 
 class Signature(Data):
@@ -223,8 +228,9 @@ def size_of(dimension: int | str, sizes: dict[str, int]) -> int:
     return int(factor or 1) * sizes[name]
 
 
-def features(loop: Loop) -> tuple[str, ...]:
+def features(loop: Loop, signature: Signature) -> tuple[str, ...]:
     """What a reader must know to run a loop, beyond the first version of the format."""
+    fields = signature.inputs
     bound = [binding for call in calls(loop.body) for binding in call.inputs.values()]
     ranges = (
         any(binding.steps is not None for binding in bound)
@@ -236,6 +242,10 @@ def features(loop: Loop) -> tuple[str, ...]:
         STEP_RANGES: ranges,
         RAGGED_RESULTS: any(to.counts is not None for to in written),
         UNIFORM_NOISE: any(noise.distribution == "uniform" for noise in loop.noise),
+        TEXT_FIELDS: any(
+            item.excluded is not None or (item.default is not None and len(item.shape) > 1)
+            for item in fields
+        ),
     }
     return tuple(name for name, is_needed in needed.items() if is_needed)
 

@@ -21,6 +21,7 @@ from optimize.runtime.errors import CorruptBundle, UnsafeBundle, VersionError
 from optimize.runtime.loop import (
     RAGGED_RESULTS,
     STEP_RANGES,
+    TEXT_FIELDS,
     UNIFORM_NOISE,
     Data,
     Identifier,
@@ -33,8 +34,8 @@ from optimize.runtime.loop import (
 from optimize.runtime.prompting import Prompting, prompting_problems
 from optimize.runtime.tensors import strict_json
 
-FORMAT_MAJOR, FORMAT_MINOR = 1, 4
-FEATURES = frozenset({STEP_RANGES, RAGGED_RESULTS, UNIFORM_NOISE})
+FORMAT_MAJOR, FORMAT_MINOR = 1, 5
+FEATURES = frozenset({STEP_RANGES, RAGGED_RESULTS, UNIFORM_NOISE, TEXT_FIELDS})
 """The values of `required_features` that this version has."""
 
 FORMAT = "optimize-bundle"
@@ -175,7 +176,7 @@ class Manifest(Data):
                     raise ValueError(f"the loop writes unknown slot {destination.state}")
         if unknown := sorted(set(self.loop.results.values()) - slots):
             raise ValueError(f"the loop returns unknown slots {unknown}")
-        needed = set(features(self.loop)) - set(self.required_features)
+        needed = set(features(self.loop, self.signature)) - set(self.required_features)
         if needed:
             raise ValueError(f"`required_features` lacks {sorted(needed)}, which the loop needs")
         for item in repeats(self.loop.body):

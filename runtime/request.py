@@ -41,16 +41,16 @@ def check_request(
     sizes = _given_sizes(signature, given)
     unknown = sorted(set(given) - set(fields) - set(signature.dimensions))
     if unknown:
-        known = [*fields, "seed", *signature.dimensions]
+        names = [*fields, "seed", *signature.dimensions]
         raise RuntimeInputError(
-            f"request: found unknown field {unknown[0]!r}, expected some of {', '.join(known)}"
+            f"request: found unknown field {unknown[0]!r}, expected some of {', '.join(names)}"
         )
     arrays = {name: _as_array(fields[name], item) for name, item in given.items() if name in fields}
-    for item in signature.inputs:
-        if item.name not in arrays and item.default is not None:
-            default = np.asarray(item.default, dtype=numpy_dtype(item.dtype))
-            arrays[item.name] = default
-    missing = [item.name for item in signature.inputs if item.name not in arrays]
+    filled = [
+        item for item in signature.inputs if item.name not in arrays and item.default is not None
+    ]
+    known = {*arrays, *(item.name for item in filled)}
+    missing = [item.name for item in signature.inputs if item.name not in known]
     if missing:
         expected = ", ".join(describe(item) for item in signature.inputs)
         raise RuntimeInputError(f"request: {missing[0]!r} is missing, expected {expected}")
@@ -63,6 +63,9 @@ def check_request(
                 f"{name}: found {size}, expected a size in [{low}, {high}]; "
                 "split the request or export again with a wider range"
             )
+    for item in filled:
+        shape = tuple(size_of(dimension, sizes) for dimension in item.shape)
+        arrays[item.name] = np.full(shape, item.default, numpy_dtype(item.dtype))
     for name, array in arrays.items():
         arrays[name] = _fit_shape(fields[name], array, sizes)
         _check_values(fields[name], arrays[name], sizes)
@@ -177,6 +180,13 @@ def _check_values(item: Input | Noise, array: NDArray[Any], sizes: dict[str, int
                 f"{item.name}: found values in [{smallest}, {largest}], "
                 f"expected values in [{low}, {high}]"
             )
+    excluded = item.excluded if isinstance(item, Input) else None
+    if excluded is not None and (array == excluded).any():
+        index = tuple(int(position) for position in np.argwhere(array == excluded)[0])
+        raise RuntimeInputError(
+            f"{item.name}: found {excluded} at index {list(index)}, expected other values: it "
+            "stands for what is to be made, such as a mask; leave it out"
+        )
 
 
 def _check_seed(seed: Any, undrawn: list[str]) -> int:

@@ -240,7 +240,7 @@ def _manifest(
         format="optimize-bundle",
         format_version=f"{FORMAT_MAJOR}.{FORMAT_MINOR}",
         generator=Generator(name="optimize", version=VERSION),
-        required_features=features(loop),
+        required_features=features(loop, program.signature),
         signature=program.signature,
         loop=loop,
         graphs=dict(graphs),

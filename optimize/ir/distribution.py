@@ -64,10 +64,10 @@ def pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Draws by the inverse of the cumulative weights; never a token of weight 0.
 
     Args:
-        weights: [B, V] float64, >= 0, not all 0.
-        uniform: [B] float64, in [0, 1).
+        weights: [B, ..., V] float64, >= 0, not all 0.
+        uniform: [B, ...] float64, in [0, 1).
     Returns:
-        [B] int64.
+        [B, ...] int64.
     """
     return _pick(torch.cumsum(weights, -1), weights > 0, uniform)
 
@@ -75,7 +75,7 @@ def pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 def _pick(total: torch.Tensor, possible: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     # The end is that of a possible token, also where sums in parallel are not monotone.
     end = torch.where(possible, total, 0.0).amax(-1)
-    reached = possible & (total > (uniform * end)[:, None])
+    reached = possible & (total > (uniform * end).unsqueeze(-1))
     return reached.to(torch.float32).argmax(-1)
 
 

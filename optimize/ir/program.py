@@ -19,6 +19,7 @@ from optimize.ir.graph import Graph
 from optimize.ir.record import Record
 from optimize.ir.report import Report
 from optimize.ir.torch_engine import TorchEngine
+from optimize.ir.unmask import Unmasking
 from optimize.runtime.driver import Run
 from optimize.runtime.loop import Call, Loop, Repeat, Signature
 from optimize.runtime.prompter import Prompter, without_prompting
@@ -46,9 +47,11 @@ class Program:
         description: what the user said about the loop; passes make new schedules from it.
         decoding: of a program that generates tokens, with the roles "prefill", "decode" and, where
             there is an image, "vision".
+        unmasking: of a program that fills in masked text, with the role "step".
         decoder: of a program that generates tokens, its decoder without caches: tokens and their
-            positions [B, S] → logits of every row, each seeing those before it. The loop does not
-            call it; passes make graphs from it.
+            positions [B, S] → logits of every row, each seeing those before it; of one that fills
+            in masked text its denoiser, tokens [B, S] → logits. The loop does not call it; passes
+            make graphs from it.
         plan: which body of the loop each step runs; None runs "step" at every step.
         history: one record per pass.
         notes: facts found at capture that a user should know, such as "batch is fixed at 2".
@@ -65,6 +68,7 @@ class Program:
     signature: Signature
     description: DenoiseLoop | None = None
     decoding: Decoding | None = None
+    unmasking: Unmasking | None = None
     decoder: Graph | None = None
     plan: StepPlan | None = None
     history: tuple[Record, ...] = ()

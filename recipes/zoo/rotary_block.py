@@ -20,11 +20,14 @@ class Block(nn.Module):
         dim: width of rows, a multiple of twice `head_count`.
         head_count: attention heads.
         hidden: width of the gated perceptron.
+    Attributes:
+        attend: what attends; training may exchange it for `plain_attention`.
     """
 
     def __init__(self, dim: int, head_count: int, hidden: int) -> None:
         super().__init__()
         self.head_count, self.head_dim = head_count, dim // head_count
+        self.attend = F.scaled_dot_product_attention
         self.input_norm = nn.RMSNorm(dim, eps=1e-6)
         self.to_query = nn.Linear(dim, dim, bias=False)
         self.to_key = nn.Linear(dim, dim, bias=False)
@@ -35,13 +38,13 @@ class Block(nn.Module):
         self.to_hidden = nn.Linear(dim, hidden, bias=False)
         self.from_hidden = nn.Linear(hidden, dim, bias=False)
 
-    def forward(self, rows: torch.Tensor, turn: Turn, mask: torch.Tensor) -> torch.Tensor:
-        """Rows [B, S, dim] to rows; `mask` [B, 1, S, S] is True where a row may attend."""
+    def forward(self, rows: torch.Tensor, turn: Turn, mask: torch.Tensor | None) -> torch.Tensor:
+        """Rows [B, S, dim] to rows; `mask` [B, 1, S, S] is True where a row may attend; None: all."""
         normed = self.input_norm(rows)
         query = rotated(self.heads(self.to_query(normed)), turn)
         key = rotated(self.heads(self.to_key(normed)), turn)
         value = self.heads(self.to_value(normed))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = self.attend(query, key, value, attn_mask=mask)
         rows = rows + self.to_out(mixed.transpose(1, 2).flatten(2))
         normed = self.hidden_norm(rows)
         gated = F.silu(self.to_gate(normed)) * self.to_hidden(normed)
@@ -51,6 +54,19 @@ class Block(nn.Module):
     def heads(self, rows: torch.Tensor) -> torch.Tensor:
         """[B, S, dim] as [B, heads, S, head_dim]."""
         return rows.reshape(*rows.shape[:2], self.head_count, self.head_dim).transpose(1, 2)
+
+
+def plain_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention in plain operations, whose compiled backward is twice as fast on a CPU."""
+    scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, float("-inf"))
+    return scores.softmax(-1).to(query.dtype) @ value
 
 
 def rotated(heads: torch.Tensor, turn: Turn) -> torch.Tensor:

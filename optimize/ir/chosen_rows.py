@@ -1,4 +1,6 @@
-"""Computes what follows the last attention of a prefill for the last row of each prompt only.
+"""Computes what follows the last attention for some rows of each sample only.
+
+Such as the last row of each prompt, in a prefill:
 
     attended: [B, S, D]                        attended: [B, 1, D] = gather_rows(…, last, 1)
     hidden = hidden + linear(attended)  ───▶   hidden = gather_rows(…, last, 1) + linear(attended)
@@ -22,34 +24,43 @@ from optimize.ir.token_axis import SDPA, CannotSubset, ancestors
 
 
 def with_last_row_only(graph: Graph) -> Graph:
-    """A prefill graph whose logits are of one row per sample.
+    """A prefill graph whose logits are of one row per sample; see `with_rows_only`."""
+    return with_rows_only(graph, 1)
+
+
+def with_rows_only(graph: Graph, count: int) -> Graph:
+    """A graph whose logits are of `count` rows per sample.
 
     Args:
         graph: one that takes the rows of its logits with one `gather_rows`, the last of the graph.
+        count: how many these are.
     Raises:
         CannotSubset: an op behind the last attention needs all rows.
     """
     sites = [node for node in graph.graph.nodes if node.target is SDPA]
+    if not sites:
+        raise CannotSubset("found no scaled_dot_product_attention, behind which rows are by themselves")
     last = [node for node in graph.graph.nodes if node.target is GATHER][-1]
     builder, arguments = builder_with_inputs(graph)
-    rewrite = _LastRow(graph, infer_axes(graph), sites[-1], last, builder, arguments)
+    rewrite = _FewRows(graph, infer_axes(graph), sites[-1], last, count, builder, arguments)
     return builder.finish(rewrite.copy_all(), graph.dimensions)
 
 
-class _LastRow(RowRewrite):
+class _FewRows(RowRewrite):
     def __init__(
         self,
         graph: Graph,
         axes: Axes,
         site: fx.Node,
         last: fx.Node,
+        count: int,
         builder: Builder,
         arguments: Mapping[str, fx.Node],
     ) -> None:
         self.site, self.last = site, last
         self.index = cast(fx.Node, last.args[1])
         rows = axes.of(cast(fx.Node, site.args[0]))[-2]
-        super().__init__(graph, axes, rows, 1, builder, arguments)
+        super().__init__(graph, axes, rows, count, builder, arguments)
 
     def births(self) -> set[fx.Node]:
         return {self.site}
@@ -72,7 +83,7 @@ class _LastRow(RowRewrite):
     def take(
         self, node: fx.Node, whole: fx.Node, dimension: int, rank: int, batch: Axis
     ) -> fx.Node:
-        """The last row of each sample."""
+        """The rows of each sample that are wanted."""
         if dimension == 0:
             raise CannotSubset(f"node {node.name} ({source_line(node)}) has its rows first")
         return self.builder.call(GATHER, whole, self.mapping[self.index], dimension)
