@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from optimize.passes.attach_draft import AttachDraft
 from optimize.passes.cache_regions import CacheRegions
+from optimize.passes.commit_early import CommitEarly
+from optimize.passes.energy_resample import EnergyResample
+from optimize.passes.first_hitting import FirstHitting
 from optimize.passes.fuse_solver import FuseSolver
 from optimize.passes.lower_precision import LowerPrecision
 from optimize.passes.pass_base import Pass
@@ -20,6 +23,9 @@ PASSES: tuple[type[Pass], ...] = (
     TileAttention,
     PruneVisualTokens,
     AttachDraft,
+    FirstHitting,
+    CommitEarly,
+    EnergyResample,
     ShardSequence,
     FuseSolver,
     LowerPrecision,
@@ -66,6 +72,11 @@ ORDER: tuple[OrderRule, ...] = (
         "fuse_solver",
         "fuse_solver merges the denoiser into the step graph, where it cannot be rewritten alone",
     ),
+    OrderRule(
+        "first_hitting",
+        "energy_resample",
+        "energy_resample draws whole texts in the order that first_hitting chooses",
+    ),
     *(
         OrderRule(
             name,
@@ -77,6 +88,9 @@ ORDER: tuple[OrderRule, ...] = (
             "tile_attention",
             "prune_visual_tokens",
             "attach_draft",
+            "first_hitting",
+            "commit_early",
+            "energy_resample",
             "shard_sequence",
             "fuse_solver",
         )

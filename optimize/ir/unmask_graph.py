@@ -54,8 +54,8 @@ class UnmaskGraphs:
     def propose(self) -> Graph:
         """Candidates: whole texts, every mask drawn by itself, and their log-probabilities.
 
-        Outputs: `candidates` [B * k, G], those of a sample one after another, and
-        `log_probability` [B * k] float64.
+        Outputs: `candidates` [B * k, G], those of a sample one after another, and their
+        `log_probabilities` [B * k, G] float64, 0 where nothing was masked.
         """
         resample = self.unmasking.resample
         assert resample is not None
@@ -81,13 +81,13 @@ class UnmaskGraphs:
             # [B, G, k] of the probabilities of what was drawn.
             taken = probabilities.gather(-1, tokens.transpose(1, 2)).transpose(1, 2)
             tiny = torch.finfo(torch.float64).tiny
-            scores = torch.where(masked, torch.log(torch.clamp(taken, min=tiny)), 0.0).sum(-1)
+            scores = torch.where(masked, torch.log(torch.clamp(taken, min=tiny)), 0.0)
             texts = torch.where(masked, tokens, text[:, None])
-            return texts.flatten(0, 1), scores.flatten()
+            return texts.flatten(0, 1), scores.flatten(0, 1)
 
         made.outputs = dict(
             zip(
-                ("candidates", "log_probability"),
+                ("candidates", "log_probabilities"),
                 record(
                     made.builder,
                     propose,

@@ -78,18 +78,18 @@ def file_of(source: str, loop: DecodeLoop) -> Path:
     """
     found = _loaded(source, loop) or Path(source)
     if not isinstance(found, Path):
-        raise Declined(f"{source}: found a model, expected a file; use draft: model")
+        raise Declined(f"{source}: found a model, expected a file")
     return found
 
 
-def _captured(source: str, loop: DecodeLoop) -> Program:
+def captured_source(source: str, loop: DecodeLoop) -> Program:
     """The program of a source; captured once."""
     if source in _PROGRAMS:
         return _PROGRAMS[source]
     if (source, loop) not in _CAPTURED:
         found = _loaded(source, loop)
         if isinstance(found, Path):
-            raise Declined(f"{source}: found a file, expected a model; use draft: chimera")
+            raise Declined(f"{source}: found a file, expected a model")
         _CAPTURED[source, loop] = found or capture_language_model(source, loop=loop)
     return _CAPTURED[source, loop]
 
@@ -113,7 +113,7 @@ def _layers(program: Program, layers: int | None) -> ModelDraft:
 def _model(program: Program, source: str) -> ModelDraft:
     decoding = program.decoding
     assert decoding is not None
-    draft = _captured(source, decoding.loop)
+    draft = captured_source(source, decoding.loop)
     own = draft.decoding
     if draft.decoder is None or own is None:
         raise Declined(f"{source}: found a program that does not generate tokens")
@@ -122,7 +122,7 @@ def _model(program: Program, source: str) -> ModelDraft:
             f"{source}: found a vocabulary of {own.vocabulary} tokens, expected "
             f"{decoding.vocabulary} as the target has; a draft must share its tokenizer"
         )
-    if _tokenizer(draft) not in (None, _tokenizer(program)) and _tokenizer(program) is not None:
+    if tokenizer_of(draft) not in (None, tokenizer_of(program)) and tokenizer_of(program) is not None:
         raise Declined(
             f"{source}: found another tokenizer than the target's, expected the same: equal "
             "numbers must mean equal tokens"
@@ -155,7 +155,7 @@ def _parameters(program: Program) -> int:
     return sum(program.weights[name].numel() for name in names)
 
 
-def _tokenizer(program: Program) -> bytes | None:
+def tokenizer_of(program: Program) -> bytes | None:
     if program.prompting is None:
         return None
     return program.assets.get(program.prompting.tokenizer)

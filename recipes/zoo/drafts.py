@@ -11,10 +11,11 @@ from optimize.ir.errors import InputModelError
 from optimize.ir.program import Program
 from optimize.recipes.zoo.arithmetic import load_arithmetic_draft
 from optimize.recipes.zoo.rotary_language_model import RotaryLanguageModel
-from optimize.recipes.zoo.shakespeare import load_shakespeare_draft
+from optimize.recipes.zoo.shakespeare import load_shakespeare, load_shakespeare_draft
 
 MODELS: dict[str, Callable[[], RotaryLanguageModel]] = {
     "arithmetic-draft": load_arithmetic_draft,
+    "shakespeare": load_shakespeare,
     "shakespeare-draft": load_shakespeare_draft,
 }
 FILES = {
