@@ -65,9 +65,7 @@ class EnergyInputs:
 
         self.text = made("text", (batch, length))
         self.candidates = made("candidates", (count * batch, length))
-        self.log_probabilities = made(
-            "log_probabilities", (count * batch, length), torch.float64
-        )
+        self.log_probabilities = made("log_probabilities", (count * batch, length), torch.float64)
         self.prompt = made("input_ids", (batch, rows)) if self.loop.max_prompt else None
 
     def finished(self, energy: fx.Node) -> Graph:
