@@ -21,7 +21,7 @@ from optimize.recipes.zoo.word_tokenizer import word_tokenizer
 from optimize.runtime.prompting import PROMPT
 
 WEIGHTS_PATH = Path(__file__).with_name("long_sums.safetensors")
-WEIGHTS_SHA256 = ""
+WEIGHTS_SHA256 = "a8caa0cf0c69c8ee166127dd65536ca9dcc55d082aeaf4651d5a8a70b4951c62"
 
 
 def new_long_sums() -> MaskedLanguageModel:
