@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from optimize.ir.report import Report
     from optimize.ir.schedules import FlowSchedule, Respaced, VarianceSchedule
     from optimize.ir.torus_flow import TorusFlowLoop
+    from optimize.ir.unmask import UnmaskLoop
     from optimize.recipes.recipe import Budget, Recipe
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "Respaced",
     "Sampling",
     "TorusFlowLoop",
+    "UnmaskLoop",
     "VarianceSchedule",
     "__version__",
     "optimize",
@@ -57,6 +59,7 @@ _HOMES = {
     "Program": "optimize.ir.program",
     "Sampling": "optimize.ir.decode",
     "TorusFlowLoop": "optimize.ir.torus_flow",
+    "UnmaskLoop": "optimize.ir.unmask",
     "Report": "optimize.ir.report",
     "Budget": "optimize.recipes.recipe",
     "Recipe": "optimize.recipes.recipe",

@@ -51,8 +51,8 @@ def optimize(
             captured program.
         recipe: a named recipe, a path of a YAML file, a mapping, or a `Recipe`.
         example_inputs: argument name → tensor, for a bare module; also the calibration inputs.
-        loop: how a bare module is sampled: a `DenoiseLoop`, a `TorusFlowLoop`, or a `DecodeLoop` of
-            a language model.
+        loop: how a bare module is sampled: a `DenoiseLoop`, a `TorusFlowLoop`, a `DecodeLoop` of a
+            language model, or an `UnmaskLoop` of one that fills in masked text.
         budget: limits on the change of the result, instead of the recipe's.
         verify: run oracles, identity checks and the comparison with the unrewritten program. They
             sample with the model several times. Without, no budget is checked.

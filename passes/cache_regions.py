@@ -141,7 +141,7 @@ class CacheRegions(Pass):
         return replace(self, keep_ratio=1.0)
 
     def declines(self, program: Program) -> str | None:
-        if program.decoding is not None:
+        if program.generates_tokens:
             return "the program generates tokens, expected one that denoises"
         if "denoiser" not in program.graphs or "solver" not in program.graphs:
             return "the loop is already fused; list cache_regions before fuse_solver"

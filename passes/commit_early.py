@@ -111,8 +111,8 @@ class CommitEarly(Pass):
             end, length = self.answer_start + self.answer_length, unmasking.loop.length
             if end > length:
                 return (
-                    f"the answer, tokens {self.answer_start} to {end - 1}, lies outside the text of "
-                    f"{length} tokens"
+                    f"the answer, tokens {self.answer_start} to {end - 1}, lies outside the text "
+                    f"of {length} tokens"
                 )
         return None
 

@@ -28,7 +28,7 @@ from optimize.ir.decode import DecodeLoop
 from optimize.ir.exporting import Target
 from optimize.ir.program import Program
 from optimize.ir.unmask import Resample
-from optimize.passes.choices import Choice, OneOf
+from optimize.passes.choices import Choice
 from optimize.passes.drafts.catalog import captured_source, file_of, tokenizer_of
 from optimize.passes.energies.autoregressive import AutoregressiveEnergy
 from optimize.passes.energies.energy_base import ENERGY, Energy
@@ -104,7 +104,10 @@ class EnergyResample(Pass):
             return "does not fill in masked text"
         loop = unmasking.loop
         if loop.sampling is None:
-            return "the loop takes the likeliest tokens, so all candidates are one; capture with sampling"
+            return (
+                "the loop takes the likeliest tokens, so all candidates are one; capture with "
+                "sampling"
+            )
         if not loop.order_is_blind:
             return (
                 f"remasking {loop.remasking!r} depends on how sure the model is of single tokens, "

@@ -4,10 +4,10 @@
         logits [B, L, V], a token for every mask  ───▶  logits [B, g, V] of these, a token for each
 
 When masks are revealed is known in advance: of n masks the next goes at tau * u^(1/n), at a place
-drawn uniformly. So no call reveals nothing, no token is drawn that is not kept, and since the places
-are known before the model runs, what follows its last attention runs on their rows only. With one
-reveal for each call this is the reverse process itself, which time steps only approach; several at
-once (`calls`) err as steps do, by taking tokens of one call as independent.
+drawn uniformly. So no call reveals nothing, no token is drawn that is not kept, and since the
+places are known before the model runs, what follows its last attention runs on their rows only.
+With one reveal for each call this is the reverse process itself, which time steps only approach;
+several at once (`calls`) err as steps do, by taking tokens of one call as independent.
 
 Changes: the graph "step" and its tables; fewer calls. A model that looks at the time gets that of
     the reveal.
@@ -111,9 +111,7 @@ class FirstHitting(Pass):
         assert unmasking is not None and denoiser is not None
         loop = unmasking.loop
         calls = loop.calls_per_block if self.keep_order else (self.calls or loop.block)
-        hitting = Hitting(
-            even_groups(loop.block, calls), self.chosen_rows, self.extrapolate
-        )
+        hitting = Hitting(even_groups(loop.block, calls), self.chosen_rows, self.extrapolate)
         chosen = replace(unmasking, first_hitting=hitting)
         made = unmask_program(denoiser, program.weights, chosen)
         after = replace(
@@ -146,7 +144,7 @@ def reveal_oracles(program: Program, request: Mapping[str, Any]) -> list[OracleR
     """Checks of every loop that fills in text, on one request."""
     unmasking = program.unmasking
     assert unmasking is not None
-    mask_id, given = unmasking.loop.mask_id, dict(request)
+    mask_id, given = unmasking.loop.mask, dict(request)
     seed = given.pop("seed", 0)
     texts = np.stack(program.watch(("text",), seed=seed, **given)["text"])
     masked = texts == mask_id

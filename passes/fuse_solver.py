@@ -202,7 +202,7 @@ class FuseSolver(Pass):
         return type(self)()
 
     def declines(self, program: Program) -> str | None:
-        if program.decoding is not None:
+        if program.generates_tokens:
             return "the program generates tokens, expected one that denoises"
         if "solver" not in program.graphs:
             fused = any(name.startswith("step") for name in program.graphs)

@@ -71,7 +71,7 @@ class ShardSequence(Pass):
         return replace(self, processes=1)
 
     def declines(self, program: Program) -> str | None:
-        if program.decoding is not None:
+        if program.generates_tokens:
             return "the program generates tokens, expected one that denoises"
         if "denoiser" not in program.graphs or "solver" not in program.graphs:
             return "the loop is already fused; list shard_sequence before fuse_solver"

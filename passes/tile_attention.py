@@ -117,7 +117,7 @@ class TileAttention(Pass):
         return replace(self, references="all")
 
     def declines(self, program: Program) -> str | None:
-        if program.decoding is not None:
+        if program.generates_tokens:
             return "the program generates tokens, expected one that denoises"
         if "denoiser" not in program.graphs:
             fused = any(name.startswith("step") for name in program.graphs)

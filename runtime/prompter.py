@@ -105,14 +105,19 @@ class Prompter:
                 f"prompt: found {longest} tokens with the template, expected at most "
                 f"{self._longest}; shorten it, or export with a longer prompt"
             )
+        if self.prompting.lengths is None and min(lengths) < longest:
+            raise RuntimeInputError(
+                f"prompt: found prompts of {min(lengths)} to {longest} tokens, expected as many in "
+                "each: this model sees no padding; ask those of one length together"
+            )
         shape = (len(rows), max(longest, self._shortest))
         tokens = np.full(shape, self.prompting.pad_token, dtype=np.int64)
         for index, row in enumerate(rows):
             tokens[index, : len(row)] = row
-        return {
-            self.prompting.tokens: tokens,
-            self.prompting.lengths: np.asarray(lengths, dtype=np.int64),
-        }
+        made = {self.prompting.tokens: tokens}
+        if self.prompting.lengths is not None:
+            made[self.prompting.lengths] = np.asarray(lengths, dtype=np.int64)
+        return made
 
     def _encoded(self, prompt: str) -> list[int]:
         """The tokens of a prompt in its template, those before the picture first."""

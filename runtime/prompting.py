@@ -58,7 +58,8 @@ class Prompting(Data):
     Attributes:
         tokenizer: path in the bundle of a tokenizer.json of the library `tokenizers`.
         tokens: request field of the prompts' tokens, int64 [batch, prompt], padded on the right.
-        lengths: request field of how many of them are the prompt's, int64 [batch].
+        lengths: request field of how many of them are the prompt's, int64 [batch]; None where all
+            prompts of a request have as many.
         result: the generated tokens, int64 [batch, steps].
         template: text with "{prompt}" once, where the prompt goes; with a picture also "<image>"
             once, before it. The texts before and after "<image>" are tokenized apart.
@@ -73,7 +74,7 @@ class Prompting(Data):
 
     tokenizer: str = "tokenizer.json"
     tokens: Identifier = "input_ids"
-    lengths: Identifier = "lengths"
+    lengths: Identifier | None = "lengths"
     result: Identifier = "tokens"
     template: str = Field(default=PROMPT, max_length=100_000)
     image: ImageInput | None = None
@@ -87,7 +88,8 @@ class Prompting(Data):
     @model_validator(mode="after")
     def _a_place_for_everything(self) -> "Prompting":
         before = self.template.rpartition(IMAGE)[0]
-        fields = (self.tokens, self.lengths, *(() if self.image is None else (self.image.field,)))
+        others = (self.lengths, None if self.image is None else self.image.field)
+        fields = (self.tokens, *(name for name in others if name is not None))
         if len({*fields, *ASKED}) != len(fields) + len(ASKED):
             raise ValueError(f"the fields are {', '.join(fields)}, expected other names than these")
         if self.template.count(PROMPT) != 1:
@@ -122,7 +124,8 @@ def prompting_problems(
         if isinstance(width, str) and width not in signature.dimensions:
             known = ", ".join(signature.dimensions)
             yield f"prompting: found prompts {width!r} wide, expected one of {known}, or a number"
-    yield from _field_problems(fields, prompting.lengths, "int64", 1)
+    if prompting.lengths is not None:
+        yield from _field_problems(fields, prompting.lengths, "int64", 1)
     image = prompting.image
     if image is not None:
         size = (image.channels, image.height, image.width)

@@ -152,7 +152,8 @@ class Session:
     ) -> Iterator[Any]:
         """Runs the loop and gives what it makes while it runs.
 
-        After a prompt these are pieces of its answer; together they are its text. Otherwise these
+        After a prompt these are pieces of its answer; together they are its text, which comes whole
+        where the loop fills it in everywhere at once. Otherwise these
         are the parts [B, ...] of the result that grows, such as the tokens int64 [B] of each step;
         where a step makes different numbers of tokens, int64 [B, most], -1 behind those of a sample
         that got fewer.
@@ -170,6 +171,9 @@ class Session:
         if prompter is not None:
             asked.one()
             grows = tuple(name for name in grows if name == prompter.prompting.result)
+            if not grows:
+                results = self._run(asked.fields, seed, progress).execute()
+                return iter([prompter.answer(replace(asked, prompts=None), results)["text"]])
         if not grows:
             raise RuntimeInputError(
                 "stream: found no result growing step by step; call the session instead"

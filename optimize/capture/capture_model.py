@@ -10,6 +10,7 @@ from torch import nn
 from optimize.capture.from_decoder import capture_decoder
 from optimize.capture.from_denoiser import capture
 from optimize.capture.from_diffusers import capture_pipeline, is_pipeline
+from optimize.capture.from_masked import capture_masked_model
 from optimize.capture.from_torus_flow import capture_torus_flow
 from optimize.capture.from_transformers import capture_language_model
 from optimize.capture.load_language_model import LoadedLanguageModel
@@ -18,8 +19,9 @@ from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError
 from optimize.ir.program import Program
 from optimize.ir.torus_flow import TorusFlowLoop
+from optimize.ir.unmask import UnmaskLoop
 
-AnyLoop = DenoiseLoop | TorusFlowLoop | DecodeLoop
+AnyLoop = DenoiseLoop | TorusFlowLoop | DecodeLoop | UnmaskLoop
 PARTS = ("decoder", "vision", "image_shape")
 """What a model has that `capture_decoder` takes as it is."""
 
@@ -36,7 +38,8 @@ def capture_model(
         model: a module that denoises, a diffusers pipeline or a transformers language model, the
             folder of one of these two, or an object with `decoder`, `vision` and `image_shape`.
         example_inputs: of a module, argument name → tensor; of a language model, request fields.
-        loop: how it is sampled. Pipelines bring their own, transformers models need none.
+        loop: how it is sampled; an `UnmaskLoop` for what fills in masked text. Pipelines bring
+            their own, transformers models need none.
     Raises:
         InputModelError: as the capture of its kind; or a loop that does not fit the model.
     """
@@ -54,6 +57,9 @@ def capture_model(
                 "from_diffusers.capture_pipeline(pipeline, steps=...) and pass the program"
             )
         return capture_pipeline(model)
+    if isinstance(loop, UnmaskLoop):
+        # Also of transformers: what fills in masks has no loop of the library's own.
+        return capture_masked_model(model, example_inputs, loop=loop)
     if is_language_model(model, example_inputs, loop):
         if loop is not None and not isinstance(loop, DecodeLoop):
             raise InputModelError(

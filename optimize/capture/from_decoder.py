@@ -36,10 +36,10 @@ from optimize.capture.key_value_cache import (
     with_caches,
     without_mask,
 )
+from optimize.ir.chosen_rows import with_last_row_only
 from optimize.ir.decode import DecodeLoop, Decoding
 from optimize.ir.errors import InputModelError
 from optimize.ir.graph import Graph
-from optimize.ir.chosen_rows import with_last_row_only
 from optimize.ir.program import Program
 from optimize.ir.unflattened import unflattened
 

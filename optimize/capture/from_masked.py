@@ -13,10 +13,20 @@ from torch import nn
 
 from optimize.capture.check_model import check_finite, check_module
 from optimize.capture.from_module import MAX_BATCH, NamedSize, evaluation_mode, trace
+from optimize.capture.prompt_template import (
+    TOKENIZER_FILE,
+    Template,
+    template_of,
+    tokenizer_file,
+)
 from optimize.capture.unmask_loop import unmask_program
 from optimize.ir.errors import InputModelError
 from optimize.ir.program import Program
-from optimize.ir.unmask import UnmaskLoop, Unmasking
+from optimize.ir.unmask import Unmasking, UnmaskLoop
+from optimize.runtime.prompting import Prompting
+
+MASK_NAMES = ("mask_token_id", "mask_id")
+"""What configurations and tokenizers call the token of a mask."""
 
 BATCH = 2
 EXAMPLE_PROMPT = 7
@@ -29,6 +39,8 @@ def capture_masked_model(
     example_inputs: Mapping[str, Any] | None = None,
     *,
     loop: UnmaskLoop,
+    tokenizer: Any = None,
+    template: str | None = None,
     allow_nonfinite: bool = False,
 ) -> Program:
     """Captures a masked-diffusion language model and the loop that fills in its texts.
@@ -38,6 +50,8 @@ def capture_masked_model(
             returns logits [B, S, V], alone, first in a tuple, or as `logits`. Left as it was.
         example_inputs: further arguments of the model, which become constants.
         loop: how text is filled in.
+        tokenizer: a fast tokenizer of transformers, so that a request may be a prompt.
+        template: what a prompt is put into, with "{prompt}"; nothing more where not given.
         allow_nonfinite: accept NaN and Inf in the weights.
     Returns:
         A program that takes `input_ids` [batch, prompt] int64 where there are prompts, all of one
@@ -49,13 +63,14 @@ def capture_masked_model(
         NumericsError: NaN or Inf in the weights.
     """
     check_module(model)
+    loop = _with_mask(loop, model, tokenizer)
     constants = dict(example_inputs or {})
     for name in (loop.tokens, loop.timestep):
         constants.pop(name, None)  # type: ignore[arg-type]
     wrapped = MaskedDenoiser(model, loop, constants)
     device = next((item.device for item in model.parameters()), torch.device("cpu"))
     rows = loop.length + min(EXAMPLE_PROMPT, loop.max_prompt)
-    tokens = torch.full((BATCH, rows), loop.mask_id, device=device)
+    tokens = torch.full((BATCH, rows), loop.mask, device=device)
     arguments: dict[str, Any] = {"input_ids": tokens}
     with torch.no_grad(), evaluation_mode(model):
         logits, timed = _tried(wrapped, tokens, loop)
@@ -73,7 +88,8 @@ def capture_masked_model(
     program = unmask_program(
         traced.graph, traced.weights, Unmasking(loop, int(logits.shape[-1]), timed)
     )
-    return replace(program, notes=tuple(notes))
+    program = replace(program, notes=tuple(notes))
+    return program if tokenizer is None else _with_text(program, tokenizer, template)
 
 
 class MaskedDenoiser(nn.Module):
@@ -96,6 +112,75 @@ class MaskedDenoiser(nn.Module):
         return (logits_of(self.module(**{self.loop.tokens: input_ids}, **given)),)
 
 
+def prompted(program: Program, content: bytes, prompting: Prompting) -> Program:
+    """The program with a tokenizer, so that a request may be a prompt."""
+    return replace(program, prompting=prompting, assets={prompting.tokenizer: content})
+
+
+def prompting_of(unmasking: Unmasking, template: Template, pad_token: int) -> Prompting:
+    """How prompts become requests of a program; it is without `lengths`, for there is no padding.
+
+    Args:
+        pad_token: any token of text; nothing is padded.
+    """
+    return Prompting(
+        tokenizer=TOKENIZER_FILE,
+        lengths=None,
+        template=template.text,
+        stop_tokens=unmasking.loop.stop_tokens,
+        pad_token=pad_token,
+        add_special_tokens=template.add_special_tokens,
+        longest_prompt=unmasking.loop.max_prompt,
+        vocabulary=unmasking.vocabulary,
+    )
+
+
+def _with_mask(loop: UnmaskLoop, model: nn.Module, tokenizer: Any) -> UnmaskLoop:
+    """The loop with the mask that model or tokenizer name, where it says none."""
+    if loop.mask_id is None:
+        places = (getattr(model, "config", None), tokenizer)
+        found = [getattr(place, name, None) for place in places for name in MASK_NAMES]
+        known = [int(item) for item in found if item is not None]
+        if not known:
+            raise InputModelError(
+                "UnmaskLoop: found no mask_id, and none in the model's configuration or tokenizer, "
+                "expected the token that stands for a mask; pass UnmaskLoop(mask_id=...)"
+            )
+        loop = replace(loop, mask_id=known[0])
+    if tokenizer is not None and _is_text(tokenizer, loop.mask):
+        raise InputModelError(
+            f"UnmaskLoop: found mask_id {loop.mask_id} inside the vocabulary of text: it is "
+            f"{tokenizer.convert_ids_to_tokens(loop.mask)!r} of the tokenizer, expected a special "
+            "token, which no text has"
+        )
+    return loop
+
+
+def _is_text(tokenizer: Any, token: int) -> bool:
+    """Whether a tokenizer makes a token from plain text."""
+    if token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder:
+        return False
+    return tokenizer.convert_ids_to_tokens(token) is not None
+
+
+def _with_text(program: Program, tokenizer: Any, template: str | None) -> Program:
+    content, unmasking = tokenizer_file(tokenizer), program.unmasking
+    assert unmasking is not None
+    if content is None:
+        raise InputModelError(
+            f"tokenizer: found {type(tokenizer).__name__}, which has no tokenizer.json, expected a "
+            "fast one; load it with AutoTokenizer.from_pretrained(folder, use_fast=True)"
+        )
+    if unmasking.loop.max_prompt == 0:
+        raise InputModelError(
+            "tokenizer: found one for a loop with max_prompt 0, which takes no prompts; leave it "
+            "away, or raise max_prompt"
+        )
+    chosen = template_of(tokenizer, None, template, has_image=False)
+    pad = next(token for token in (0, 1) if token != unmasking.loop.mask_id)
+    return prompted(program, content, prompting_of(unmasking, chosen, pad))
+
+
 def logits_of(output: Any) -> torch.Tensor:
     """The logits in what a module returns: a tensor, the first of a tuple, or `logits`.
 
@@ -107,8 +192,8 @@ def logits_of(output: Any) -> torch.Tensor:
         found = found[0]
     if not isinstance(found, torch.Tensor):
         raise InputModelError(
-            f"model: returned {type(output).__name__}, expected logits [B, S, V], alone, first in a "
-            "tuple, or as `logits`"
+            f"model: returned {type(output).__name__}, expected logits [B, S, V], alone, first in "
+            "a tuple, or as `logits`"
         )
     return found
 
@@ -133,6 +218,7 @@ def _run(
     wrapped: MaskedDenoiser, tokens: torch.Tensor, time: torch.Tensor | None, loop: UnmaskLoop
 ) -> torch.Tensor:
     try:
+        logits: torch.Tensor
         (logits,) = wrapped(tokens, time)
     except IndexError as error:
         raise InputModelError(

@@ -66,7 +66,9 @@ def unmask_program(
     if "resample" in steps:
         assert energy is not None
         graphs |= {"propose": maker.propose(), **energy}
-        made = {name: node for graph in graphs.values() for name, node in graph.output_nodes().items()}
+        made = {
+            name: node for graph in graphs.values() for name, node in graph.output_nodes().items()
+        }
         graphs["choose"] = maker.choose(made["candidates"], made["energy"])
         bodies["resample"] = tuple(role for role in graphs if role != "step")
         if "step" not in steps:
@@ -74,9 +76,7 @@ def unmask_program(
     calls = {role: _call(role, graph) for role, graph in graphs.items()}
     repeat = Repeat(
         steps=tuple(steps),
-        bodies={
-            name: tuple(calls[role] for role in bodies[name]) for name in dict.fromkeys(steps)
-        },
+        bodies={name: tuple(calls[role] for role in bodies[name]) for name in dict.fromkeys(steps)},
         until="finished",
     )
     streams = any("emitted" in graph.outputs for graph in graphs.values())
@@ -187,18 +187,23 @@ def _signature(graphs: Mapping[str, Graph], unmasking: Unmasking) -> Signature:
             name=TEMPLATE,
             dtype="int64",
             shape=("batch", loop.length),
-            default=loop.mask_id,
+            default=loop.mask,
             low=0.0,
-            high=max(tokens, float(loop.mask_id)),
+            high=max(tokens, float(loop.mask)),
         )
     ]
     dimensions = {"batch": (1, MAX_BATCH)}
     if loop.max_prompt:
         shape = ("batch", "prompt")
-        excluded = loop.mask_id
+        excluded = loop.mask
         fields.append(
             Input(
-                name="input_ids", dtype="int64", shape=shape, low=0.0, high=tokens, excluded=excluded
+                name="input_ids",
+                dtype="int64",
+                shape=shape,
+                low=0.0,
+                high=tokens,
+                excluded=excluded,
             )
         )
         dimensions["prompt"] = (1, loop.max_prompt)

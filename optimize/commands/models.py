@@ -13,6 +13,7 @@ from optimize.ir.decode import DecodeLoop
 from optimize.ir.denoise import DenoiseLoop
 from optimize.ir.errors import InputModelError, RecipeError
 from optimize.ir.torus_flow import TorusFlowLoop
+from optimize.ir.unmask import UnmaskLoop
 from optimize.measure.quality import Interval
 
 ZOO = (
@@ -22,6 +23,8 @@ ZOO = (
     "digits-dit-v",
     "digits-restore",
     "find-the-digit",
+    "long-sums",
+    "masked-shakespeare",
     "moving-digits",
     "shakespeare",
     "torus-crystals",
@@ -52,7 +55,7 @@ class LoadedModel:
     name: str
     model: Any
     example_inputs: Mapping[str, Any] | None = None
-    loop: DenoiseLoop | TorusFlowLoop | DecodeLoop | None = None
+    loop: DenoiseLoop | TorusFlowLoop | DecodeLoop | UnmaskLoop | None = None
     judge: Judge | None = None
 
 
@@ -107,10 +110,11 @@ def _from_file(path: Path, function: str) -> LoadedModel:
             f"model {path}:{function}: returned {found}, expected (module, example_inputs, loop)"
         )
     model, example_inputs, loop = made
-    if loop is not None and not isinstance(loop, DenoiseLoop | TorusFlowLoop | DecodeLoop):
+    known = DenoiseLoop | TorusFlowLoop | DecodeLoop | UnmaskLoop
+    if loop is not None and not isinstance(loop, known):
         raise InputModelError(
             f"model {path}:{function}: found loop {type(loop).__name__}, expected a DenoiseLoop, "
-            "a TorusFlowLoop or a DecodeLoop"
+            "a TorusFlowLoop, a DecodeLoop or an UnmaskLoop"
         )
     return LoadedModel(f"{path.stem}:{function}", model, example_inputs, loop)
 

@@ -24,6 +24,9 @@ from optimize.recipes.zoo.digits_restore import SCHEDULE, load_digits_restore
 from optimize.recipes.zoo.digits_sampling import balanced_labels
 from optimize.recipes.zoo.find_the_digit_data import held_out_scenes, localization
 from optimize.recipes.zoo.find_the_digit_prompts import find_the_digit_program
+from optimize.recipes.zoo.long_sums import long_sums_program
+from optimize.recipes.zoo.long_sums_data import PROMPT_TOKENS, draw_texts
+from optimize.recipes.zoo.masked_shakespeare import masked_shakespeare_program
 from optimize.recipes.zoo.moving_digits import load_moving_digits
 from optimize.recipes.zoo.moving_digits_data import FRAME_SIZE, FRAMES
 from optimize.recipes.zoo.moving_digits_judge import MovingDigitsJudge
@@ -156,6 +159,17 @@ def load_arithmetic_worker(name: str) -> LoadedModel:
     return LoadedModel(name, arithmetic_program(), inputs)
 
 
+def load_masked_writer(name: str) -> LoadedModel:
+    """The masked-diffusion model of Shakespeare's plays, writing without a prompt."""
+    return LoadedModel(name, masked_shakespeare_program())
+
+
+def load_long_adder(name: str) -> LoadedModel:
+    """The model that adds long numbers, asked for two sums it has not seen."""
+    texts = draw_texts(EXAMPLE_BATCH, random.Random(EXAMPLE_SEED), held_out=True)
+    return LoadedModel(name, long_sums_program(), {"input_ids": texts[:, :PROMPT_TOKENS]})
+
+
 LOADERS: Mapping[str, Callable[[str], LoadedModel]] = {
     "arithmetic": load_arithmetic_worker,
     "digits-dit": load_digits,
@@ -163,6 +177,8 @@ LOADERS: Mapping[str, Callable[[str], LoadedModel]] = {
     "digits-dit-v": partial(load_digits_with, "v"),
     "digits-restore": load_restorer,
     "find-the-digit": load_digit_finder,
+    "long-sums": load_long_adder,
+    "masked-shakespeare": load_masked_writer,
     "moving-digits": load_clips,
     "shakespeare": load_shakespeare_writer,
     "torus-crystals": load_crystal_flow,

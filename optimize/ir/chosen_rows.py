@@ -39,7 +39,9 @@ def with_rows_only(graph: Graph, count: int) -> Graph:
     """
     sites = [node for node in graph.graph.nodes if node.target is SDPA]
     if not sites:
-        raise CannotSubset("found no scaled_dot_product_attention, behind which rows are by themselves")
+        raise CannotSubset(
+            "found no scaled_dot_product_attention, behind which rows are by themselves"
+        )
     last = [node for node in graph.graph.nodes if node.target is GATHER][-1]
     builder, arguments = builder_with_inputs(graph)
     rewrite = _FewRows(graph, infer_axes(graph), sites[-1], last, count, builder, arguments)

@@ -78,6 +78,11 @@ class Program:
     source: Source | None = None
 
     @property
+    def generates_tokens(self) -> bool:
+        """Whether what it makes is text, token after token or mask by mask."""
+        return self.decoding is not None or self.unmasking is not None
+
+    @property
     def report(self) -> Report:
         """What each pass did; printing it shows a line per pass."""
         return Report(self.history, self.notes)

@@ -23,7 +23,8 @@ class UnmaskLoop:
     """Describes how masked text is filled in, so that any module from tokens to logits will do.
 
     Args:
-        mask_id: the token of a mask, which text never has.
+        mask_id: the token of a mask, which text never has; None for the one that the model or its
+            tokenizer names.
         length: tokens that are filled in, in [1, 65536].
         block_length: tokens of a block, which divides `length`: blocks are filled in one after the
             other, and later ones are seen as masks. None makes one block of all.
@@ -42,7 +43,7 @@ class UnmaskLoop:
     Source: Nie et al. (2025), LLaDA; Ye et al. (2025), Dream; Sahoo et al. (2024), MDLM.
     """
 
-    mask_id: int
+    mask_id: int | None = None
     length: int = 128
     block_length: int | None = None
     steps: int | None = None
@@ -57,7 +58,8 @@ class UnmaskLoop:
     stop_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_count("mask_id", self.mask_id, 0, 2**31 - 1, "the token that stands for a mask")
+        if self.mask_id is not None:
+            _check_count("mask_id", self.mask_id, 0, 2**31 - 1, "the token that stands for a mask")
         _check_count("length", self.length, 1, MAX_LENGTH, "the tokens to fill in")
         _check_count("max_prompt", self.max_prompt, 0, MAX_LENGTH, "the longest prompt")
         if self.block_length is not None:
@@ -82,12 +84,18 @@ class UnmaskLoop:
                 )
         if self.vocabulary is not None:
             _check_count("vocabulary", self.vocabulary, 1, 2**31 - 1, "the tokens of text")
-            if self.mask_id < self.vocabulary:
+            if self.mask_id is not None and self.mask_id < self.vocabulary:
                 raise InputModelError(
                     f"UnmaskLoop: found mask_id {self.mask_id} inside the vocabulary of text, "
                     f"[0, {self.vocabulary}), expected another token; a text with it would be "
                     "filled in where it is not masked"
                 )
+
+    @property
+    def mask(self) -> int:
+        """The token of a mask, once it is known."""
+        assert self.mask_id is not None
+        return self.mask_id
 
     @property
     def block(self) -> int:
@@ -215,7 +223,8 @@ def even_groups(count: int, groups: int) -> tuple[int, ...]:
 def _check_count(name: str, found: object, low: int, high: int, what: str) -> None:
     if isinstance(found, bool) or not isinstance(found, int) or not low <= found <= high:
         raise InputModelError(
-            f"UnmaskLoop: found {name} {found!r}, expected {what}, a whole number in [{low}, {high}]"
+            f"UnmaskLoop: found {name} {found!r}, expected {what}, a whole number in "
+            f"[{low}, {high}]"
         )
 
 

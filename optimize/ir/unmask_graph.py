@@ -14,8 +14,9 @@ from torch import fx
 
 from optimize.ir import unmask_rules as rules
 from optimize.ir.builder import Builder, builder_with_inputs, fake_mode_of
-from optimize.ir.graph import Graph
 from optimize.ir.chosen_rows import with_rows_only
+from optimize.ir.distribution import distribution, pick
+from optimize.ir.graph import Graph
 from optimize.ir.recording import record
 from optimize.ir.row_rewrite import GATHER
 from optimize.ir.token_axis import CannotSubset
@@ -71,13 +72,13 @@ class UnmaskGraphs:
             *sampling: torch.Tensor,
         ) -> tuple[torch.Tensor, torch.Tensor]:
             assert loop.sampling is not None
-            probabilities = rules.distribution(
+            probabilities = distribution(
                 logits, sampling[0], sampling[1] if len(sampling) > 1 else None, loop.sampling.top_k
             )
             batch, length, _ = probabilities.shape
             each = uniforms.reshape(batch, count, length)
-            tokens = torch.stack([rules.pick(probabilities, u) for u in each.unbind(1)], 1)
-            masked = (text == loop.mask_id)[:, None]
+            tokens = torch.stack([pick(probabilities, u) for u in each.unbind(1)], 1)
+            masked = (text == loop.mask)[:, None]
             # [B, G, k] of the probabilities of what was drawn.
             taken = probabilities.gather(-1, tokens.transpose(1, 2)).transpose(1, 2)
             tiny = torch.finfo(torch.float64).tiny
@@ -175,7 +176,7 @@ class _Step:
     def block(self) -> fx.Node:
         """[B, G] bool: the masks that this call may fill in."""
         number = self.input("block", (), torch.int64)
-        mask_id, width = self.loop.mask_id, self.loop.block
+        mask_id, width = self.loop.mask, self.loop.block
         found: fx.Node = record(
             self.builder, lambda t, b: rules.of_block(t, mask_id, b, width), self.text, number
         )
@@ -230,9 +231,7 @@ class _Step:
         if hitting is not None and hitting.extrapolate and times is not None:
             chosen = self._carried_on(logits, chosen, places, tau, times)
         tokens = self._drawn(chosen, self._at(self.uniforms(), places))
-        self.outputs["text"] = record(
-            self.builder, rules.put, self.text, places, tokens, counts
-        )
+        self.outputs["text"] = record(self.builder, rules.put, self.text, places, tokens, counts)
 
     def fill_chosen_rows(self) -> None:
         """Masks drawn at random; what follows the last attention runs on their rows only."""
@@ -249,9 +248,7 @@ class _Step:
         made = self.builder.inline(few, arguments, evaluate=True)
         logits = self._of_text(made["logits"])
         tokens = self._drawn(logits, self._at(self.uniforms(), places))
-        self.outputs["text"] = record(
-            self.builder, rules.put, self.text, places, tokens, counts
-        )
+        self.outputs["text"] = record(self.builder, rules.put, self.text, places, tokens, counts)
 
     def fill_from(self, tokens: fx.Node) -> None:
         """Tokens of a whole text; chance says at which masks they are taken."""
@@ -271,7 +268,7 @@ class _Step:
 
     def finished(self) -> Graph:
         """The graph, with what every call says of the text."""
-        mask_id, width = self.loop.mask_id, self.loop.block
+        mask_id, width = self.loop.mask, self.loop.block
         text = self.outputs["text"]
         calls = self.input("calls", (self.batch,), torch.int64)
 
@@ -298,7 +295,7 @@ class _Step:
         return {"input_ids": self.sequence, **({} if time is None else {"timestep": time})}
 
     def _of_text(self, logits: fx.Node) -> fx.Node:
-        mask_id, vocabulary = self.loop.mask_id, self.unmasking.vocabulary
+        mask_id, vocabulary = self.loop.mask, self.unmasking.vocabulary
         made: fx.Node = record(
             self.builder, lambda z: rules.text_logits(z, mask_id, vocabulary), logits
         )
@@ -347,7 +344,7 @@ class _Step:
         return found
 
     def _settle(self, tokens: fx.Node, which: fx.Node, logits: fx.Node | None) -> None:
-        commit, mask_id = self.unmasking.commit, self.loop.mask_id
+        commit, mask_id = self.unmasking.commit, self.loop.mask
         if commit is not None and logits is not None:
             threshold = self.input("threshold", (), torch.float32)
             first, count = commit.region or (0, self.loop.length)
@@ -395,9 +392,7 @@ class _Step:
             found = rules.hitting_times(begin, block.long().sum(-1), uniforms, counts)
             return found[:, 0], found, found[:, -1]
 
-        first, all_times, last = record(
-            self.builder, times, tau, place, block, uniforms, counts
-        )
+        first, all_times, last = record(self.builder, times, tau, place, block, uniforms, counts)
         self.outputs["tau"] = last
         return places, counts, first, all_times
 

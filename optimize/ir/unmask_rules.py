@@ -134,15 +134,19 @@ def extrapolated(
     return now + share[..., None] * change
 
 
-def put(text: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor, which: torch.Tensor
-        ) -> torch.Tensor:
+def put(
+    text: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor, which: torch.Tensor
+) -> torch.Tensor:
     """The text with tokens [B, g] at places [B, g] that count."""
     kept = text.gather(1, places)
     return text.scatter(1, places, torch.where(which, tokens, kept))
 
 
 def is_certain(
-    logits: torch.Tensor, masked: torch.Tensor, region: torch.Tensor, threshold: torch.Tensor,
+    logits: torch.Tensor,
+    masked: torch.Tensor,
+    region: torch.Tensor,
+    threshold: torch.Tensor,
     masked_only: bool,
 ) -> torch.Tensor:
     """[B] bool: whether the mean gap between the two largest logits reaches a threshold.

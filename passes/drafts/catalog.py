@@ -122,7 +122,10 @@ def _model(program: Program, source: str) -> ModelDraft:
             f"{source}: found a vocabulary of {own.vocabulary} tokens, expected "
             f"{decoding.vocabulary} as the target has; a draft must share its tokenizer"
         )
-    if tokenizer_of(draft) not in (None, tokenizer_of(program)) and tokenizer_of(program) is not None:
+    if (
+        tokenizer_of(draft) not in (None, tokenizer_of(program))
+        and tokenizer_of(program) is not None
+    ):
         raise Declined(
             f"{source}: found another tokenizer than the target's, expected the same: equal "
             "numbers must mean equal tokens"
@@ -156,6 +159,7 @@ def _parameters(program: Program) -> int:
 
 
 def tokenizer_of(program: Program) -> bytes | None:
+    """The content of a program's tokenizer; None where it reads tokens only."""
     if program.prompting is None:
         return None
     return program.assets.get(program.prompting.tokenizer)

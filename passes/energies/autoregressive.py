@@ -49,7 +49,8 @@ class AutoregressiveEnergy:
         if own.vocabulary != program.unmasking.vocabulary:
             return (
                 f"{self.name}: found a vocabulary of {own.vocabulary} tokens, expected "
-                f"{program.unmasking.vocabulary} as the text has; an energy must share its tokenizer"
+                f"{program.unmasking.vocabulary} as the text has; an energy must share its "
+                "tokenizer"
             )
         if self.start_token is not None and not 0 <= self.start_token < own.vocabulary:
             return f"start_token: found {self.start_token}, expected one in [0, {own.vocabulary})"
@@ -65,7 +66,7 @@ class AutoregressiveEnergy:
         decoder, own = self.model.decoder, self.model.decoding
         assert decoder is not None and own is not None
         made = EnergyInputs(program, candidates)
-        mask_id, shift, start = made.loop.mask_id, own.position_shift, self.start_token
+        mask_id, shift, start = made.loop.mask, own.position_shift, self.start_token
 
         def sequence(
             candidates: torch.Tensor, prompt: torch.Tensor | None

@@ -65,9 +65,7 @@ class EnergyInputs:
 
         self.text = made("text", (batch, length))
         self.candidates = made("candidates", (count * batch, length))
-        self.log_probabilities = made(
-            "log_probabilities", (count * batch, length), torch.float64
-        )
+        self.log_probabilities = made("log_probabilities", (count * batch, length), torch.float64)
         self.prompt = made("input_ids", (batch, rows)) if self.loop.max_prompt else None
 
     def finished(self, energy: fx.Node) -> Graph:
@@ -83,5 +81,5 @@ class EnergyInputs:
 
 def repeated(rows: torch.Tensor, times: int | torch.SymInt) -> torch.Tensor:
     """[B, ...] as [B * times, ...], those of a sample one after another."""
-    expanded = rows[:, None].expand(-1, times, *rows.shape[1:])  # type: ignore[arg-type]
+    expanded = rows[:, None].expand(-1, times, *rows.shape[1:])
     return expanded.flatten(0, 1)

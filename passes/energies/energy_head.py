@@ -123,7 +123,10 @@ class EnergyHead(nn.Module):
         return own | self.layers()
 
     def forward(
-        self, candidates: torch.Tensor, text: torch.Tensor, mask_id: int,
+        self,
+        candidates: torch.Tensor,
+        text: torch.Tensor,
+        mask_id: int,
         prompt: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Energies of candidates.

@@ -47,7 +47,7 @@ class NoiseContrastiveEnergy:
     def graph(self, program: Program, candidates: int) -> EnergyGraph:
         head = load_energy_head(self.path, program)
         made = EnergyInputs(program, candidates)
-        builder, mask_id = made.builder, made.loop.mask_id
+        builder, mask_id = made.builder, made.loop.mask
         tokens = record(builder, sequences, made.candidates, made.text, made.prompt)
         own = {
             node: PREFIX + TRUNK + name if name in head.names else name

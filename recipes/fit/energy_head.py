@@ -160,7 +160,7 @@ def contrast(program: Program, texts: torch.Tensor, generator: torch.Generator) 
     keys = torch.rand(text.shape, generator=generator, dtype=torch.float64)
     uniforms = torch.rand(text.shape, generator=generator, dtype=torch.float64)
     hidden = (keys.argsort(-1).argsort(-1) < masks[:, None]).to(text.device)
-    masked = text.masked_fill(hidden, loop.mask_id)
+    masked = text.masked_fill(hidden, loop.mask)
     logits = denoiser_logits(program, torch.cat([before, masked], 1))
     sampling = loop.sampling or Sampling(top_p=None)
     given = [sampling.temperature] + ([] if sampling.top_p is None else [sampling.top_p])
@@ -180,13 +180,13 @@ def denoiser_logits(program: Program, tokens: torch.Tensor) -> torch.Tensor:
         # Row i foretells token i + 1; nothing foretells the first one but its own row.
         logits = torch.cat([logits[:, :1], logits[:, :-1]], 1)
     own = logits[:, tokens.shape[1] - unmasking.loop.length :]
-    return rules.text_logits(own, unmasking.loop.mask_id, unmasking.vocabulary)
+    return rules.text_logits(own, unmasking.loop.mask, unmasking.vocabulary)
 
 
 def pair_losses(head: EnergyHead, program: Program, shown: Contrast) -> torch.Tensor:
     """The loss of every text and its drawn one, [B] float64; 2 log 2 where both energies are 0."""
     assert program.unmasking is not None
-    mask_id = program.unmasking.loop.mask_id
+    mask_id = program.unmasking.loop.mask
     energies = head(shown.candidates, shown.text, mask_id, shown.prompt)
     own, drawn = energies.view(-1, 2).unbind(1)
     return -logsigmoid(-own) - logsigmoid(drawn)
@@ -218,8 +218,8 @@ def losses_by_share(
     generator = torch.Generator().manual_seed(seed)
     losses, places = [], []
     for _ in range(draws):
-        for batch in texts.split(batch_size):
-            shown = contrast(program, batch, generator)
+        for start in range(0, len(texts), batch_size):
+            shown = contrast(program, texts[start : start + batch_size], generator)
             losses.append(pair_losses(head, program, shown).cpu())
             places.append((shown.masks - 1) * parts // program.unmasking.loop.length)
     loss, place = torch.cat(losses), torch.cat(places)
@@ -235,7 +235,9 @@ def losses_by_share(
 def _check_texts(program: Program, texts: torch.Tensor) -> None:
     unmasking = program.unmasking
     if unmasking is None:
-        raise ValueError("program: found one that does not fill in masked text, expected one that does")
+        raise ValueError(
+            "program: found one that does not fill in masked text, expected one that does"
+        )
     loop = unmasking.loop
     least, most = loop.length, loop.length + loop.max_prompt
     if texts.ndim != 2 or not least <= texts.shape[1] <= most or not len(texts):
@@ -243,8 +245,8 @@ def _check_texts(program: Program, texts: torch.Tensor) -> None:
             f"texts: found shape {list(texts.shape)}, expected [N, S] with S in [{least}, {most}], "
             "prompts and the text that the loop fills in"
         )
-    if (texts == loop.mask_id).any() or int(texts.min()) < 0 or int(texts.max()) >= unmasking.logits:
+    if (texts == loop.mask).any() or int(texts.min()) < 0 or int(texts.max()) >= unmasking.logits:
         raise ValueError(
             f"texts: found tokens in [{int(texts.min())}, {int(texts.max())}], expected text in "
-            f"[0, {unmasking.logits}) without the mask {loop.mask_id}"
+            f"[0, {unmasking.logits}) without the mask {loop.mask}"
         )

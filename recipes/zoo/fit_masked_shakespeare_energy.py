@@ -39,7 +39,7 @@ from optimize.recipes.zoo.train_shakespeare import windows
 
 PATH = Path(__file__).with_name("masked_shakespeare_energy.safetensors")
 
-OPTIONS = EnergyFitOptions(steps=600, batch_size=8, bfloat16=True)
+OPTIONS = EnergyFitOptions(steps=400, batch_size=8, bfloat16=True)
 
 HELD_OUT = 64
 """Held-out windows that the head is measured on."""

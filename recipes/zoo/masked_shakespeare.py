@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from optimize.capture.from_masked import capture_masked_model, prompted, prompting_of
+from optimize.capture.prompt_template import Template
+from optimize.ir.decode import Sampling
+from optimize.ir.program import Program
+from optimize.ir.unmask import UnmaskLoop
 from optimize.recipes.zoo.masked_language_model import MaskedLanguageModel
-from optimize.recipes.zoo.shakespeare_data import VOCABULARY
+from optimize.recipes.zoo.shakespeare_data import END, TOKENIZER_PATH, VOCABULARY
 from optimize.recipes.zoo.weights import with_weights
+from optimize.runtime.prompting import PROMPT
 
 WEIGHTS_PATH = Path(__file__).with_name("masked_shakespeare.safetensors")
 WEIGHTS_SHA256 = ""
@@ -29,3 +35,26 @@ def load_masked_shakespeare(path: Path = WEIGHTS_PATH) -> MaskedLanguageModel:
         ValueError: the file is not the one that this code was released with.
     """
     return with_weights(new_masked_shakespeare(), path, WEIGHTS_SHA256)
+
+
+def masked_shakespeare_program(loop: UnmaskLoop | None = None) -> Program:
+    """The model as a program that writes, after a prompt or without one.
+
+    Args:
+        loop: how text is filled in; 256 tokens without a prompt by the reverse process in 1000
+            steps where not given, as masked diffusion is sampled in the literature.
+    """
+    loop = loop or UnmaskLoop(
+        mask_id=VOCABULARY,
+        length=LENGTH,
+        steps=1000,
+        remasking="ancestral",
+        sampling=Sampling(1.0, top_p=None),
+        max_prompt=0,
+    )
+    program = capture_masked_model(load_masked_shakespeare(), loop=loop)
+    assert program.unmasking is not None
+    if not loop.max_prompt:
+        return program
+    prompting = prompting_of(program.unmasking, Template(PROMPT, add_special_tokens=False), END)
+    return prompted(program, TOKENIZER_PATH.read_bytes(), prompting)

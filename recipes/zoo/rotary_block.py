@@ -5,6 +5,8 @@ Source: Su et al. (2021), rotary positions; Touvron et al. (2023), the block of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -27,7 +29,7 @@ class Block(nn.Module):
     def __init__(self, dim: int, head_count: int, hidden: int) -> None:
         super().__init__()
         self.head_count, self.head_dim = head_count, dim // head_count
-        self.attend = F.scaled_dot_product_attention
+        self.attend: Callable[..., torch.Tensor] = F.scaled_dot_product_attention
         self.input_norm = nn.RMSNorm(dim, eps=1e-6)
         self.to_query = nn.Linear(dim, dim, bias=False)
         self.to_key = nn.Linear(dim, dim, bias=False)
@@ -39,7 +41,7 @@ class Block(nn.Module):
         self.from_hidden = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, rows: torch.Tensor, turn: Turn, mask: torch.Tensor | None) -> torch.Tensor:
-        """Rows [B, S, dim] to rows; `mask` [B, 1, S, S] is True where a row may attend; None: all."""
+        """Rows [B, S, dim] to rows; `mask` [B, 1, S, S] is True where a row may attend."""
         normed = self.input_norm(rows)
         query = rotated(self.heads(self.to_query(normed)), turn)
         key = rotated(self.heads(self.to_key(normed)), turn)
@@ -66,7 +68,8 @@ def plain_attention(
     scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, float("-inf"))
-    return scores.softmax(-1).to(query.dtype) @ value
+    mixed: torch.Tensor = scores.softmax(-1).to(query.dtype) @ value
+    return mixed
 
 
 def rotated(heads: torch.Tensor, turn: Turn) -> torch.Tensor:

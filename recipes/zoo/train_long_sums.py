@@ -81,9 +81,7 @@ def train(model: MaskedLanguageModel, options: LongSumsOptions, out: Path) -> No
     def check(averaged: MaskedLanguageModel) -> dict[str, float]:
         return {"right": share_right(averaged, held_out)}
 
-    run_training(
-        model, loss_of_batch, check, options, out / WEIGHTS_PATH.name, dtype=torch.float16
-    )
+    run_training(model, loss_of_batch, check, options, out / WEIGHTS_PATH.name, dtype=torch.float16)
 
 
 def main() -> None:

@@ -167,12 +167,13 @@ def test_the_program_has_the_heads_weights_beside_the_denoisers(
     assert list(resampled[0].graphs) == ["propose", "energy", "choose"]
 
 
-def noise_of(program: Program, batch: int) -> dict[str, np.ndarray]:
+def noise_of(program: Program, batch: int) -> dict[str, Any]:
     generator = np.random.default_rng(0)
-    found = {}
+    found: dict[str, Any] = {}
     for noise in program.loop.noise:
-        inner = [batch if size == "batch" else size for size in noise.shape]
-        found[noise.name] = generator.uniform(1e-9, 1, (noise.steps, *inner))
+        assert noise.steps is not None and noise.shape[0] == "batch"
+        inner = [int(size) for size in noise.shape[1:]]
+        found[noise.name] = generator.uniform(1e-9, 1, (noise.steps, batch, *inner))
     return found
 
 
@@ -212,7 +213,7 @@ def test_the_energy_decides_which_candidate_is_kept(
 def test_tokens_that_are_there_never_change(resampled: dict[int, Program]) -> None:
     template = torch.full((8, LENGTH), MASK)
     template[:, 1] = torch.arange(8) % VOCABULARY
-    request = {"template": template, "seed": 3}
+    request: dict[str, Any] = {"template": template, "seed": 3}
     oracles = EnergyResample(energy="head").oracles(resampled[0], resampled[0], request)
     assert oracles and all(item.holds for item in oracles)
     tokens = resampled[0](**request)["tokens"]
