@@ -12,7 +12,8 @@ the more there are. Early calls hide most, so a window says which calls do this.
 Changes: the graphs "propose", "energy" and "choose" at the calls within the window; outside it
     "step" as it was. The number of calls stays: the gain is that fewer give texts as good.
 Declines when: the program does not fill in masked text, takes the likeliest tokens, or fills in
-    first what the model is sure of; the energy is of another vocabulary.
+    first what the model is sure of; the energy is of another vocabulary or of another
+    denoiser, or a head is asked for a denoiser that looks at the time.
 Numerics: another sampler; the same text where the window is empty.
 Source: Xu et al. (2025), Energy-Based Diffusion Language Models for Text Generation (arXiv
     2410.21357); the sign of its released sampler is the opposite, and wrong.
@@ -20,7 +21,7 @@ Source: Xu et al. (2025), Energy-Based Diffusion Language Models for Text Genera
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from optimize.capture.unmask_loop import unmask_program
 from optimize.ir.decode import DecodeLoop
@@ -28,11 +29,14 @@ from optimize.ir.exporting import Target
 from optimize.ir.program import Program
 from optimize.ir.unmask import Resample
 from optimize.passes.choices import Choice
-from optimize.passes.drafts.catalog import captured_source, tokenizer_of
+from optimize.passes.drafts.catalog import captured_source, file_of, tokenizer_of
 from optimize.passes.energies.autoregressive import AutoregressiveEnergy
 from optimize.passes.energies.energy_base import ENERGY, Energy
+from optimize.passes.energies.nce_head import NoiseContrastiveEnergy
 from optimize.passes.first_hitting import reveal_oracles
 from optimize.passes.pass_base import Declined, Numerics, OracleResult, Pass, Rewritten
+
+EnergyKind = Literal["model", "head"]
 
 MOST_CANDIDATES = 1024
 
@@ -42,14 +46,17 @@ class EnergyResample(Pass):
     """Options.
 
     Args:
-        source: of the energy's model: a causal language model's folder or hub id, or a name of the
-            zoo.
+        source: of the energy: a causal language model's folder or hub id, the file of a head, or a
+            name of the zoo.
         candidates: texts drawn at a call, in [1, 1024].
         window: masked shares between which calls resample, the least and the greatest, in [0, 1].
         temperature: what energies are divided by, in (0, 1000]; above 1 where they differ so much
             that one candidate always takes all.
         start_token: token before a text without a prompt, for the model to judge its first token.
-        carry_over: judge the tokens that were masked only.
+            With "model" only.
+        carry_over: judge the tokens that were masked only. With "model" only.
+        energy: "model", how likely an autoregressive model finds a text; "head", what a head says
+            that was fitted to the denoiser by noise contrastive estimation.
     """
 
     source: str | None = None
@@ -58,6 +65,7 @@ class EnergyResample(Pass):
     temperature: float = 1.0
     start_token: int | None = None
     carry_over: bool = False
+    energy: EnergyKind = "model"
 
     numerics: ClassVar[Numerics] = "approximate"
 
@@ -73,6 +81,16 @@ class EnergyResample(Pass):
         if not 0 < self.temperature <= 1000:
             raise ValueError(
                 f"temperature: found {self.temperature}, expected a number in (0, 1000]"
+            )
+        if self.energy not in get_args(EnergyKind):
+            raise ValueError(
+                f"energy: found {self.energy!r}, expected one of {', '.join(get_args(EnergyKind))}"
+            )
+        if self.energy == "head" and (self.start_token is not None or self.carry_over):
+            name = "carry_over" if self.start_token is None else "start_token"
+            raise ValueError(
+                f"{name}: found {getattr(self, name)} with energy: head, which judges what was "
+                "masked, with all tokens in sight; leave it away"
             )
 
     @classmethod
@@ -152,7 +170,10 @@ class EnergyResample(Pass):
         assert self.source is not None and program.unmasking is not None
         loop = program.unmasking.loop
         rows = loop.length + loop.max_prompt + 1
-        model = captured_source(self.source, DecodeLoop(max(2, rows - 1), 1))
+        judged = DecodeLoop(max(2, rows - 1), 1)
+        if self.energy == "head":
+            return NoiseContrastiveEnergy(file_of(self.source, judged))
+        model = captured_source(self.source, judged)
         theirs, ours = tokenizer_of(model), tokenizer_of(program)
         if theirs is not None and ours is not None and theirs != ours:
             raise Declined(

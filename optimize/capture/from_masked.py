@@ -69,7 +69,7 @@ def capture_masked_model(
         constants.pop(name, None)  # type: ignore[arg-type]
     wrapped = MaskedDenoiser(model, loop, constants)
     device = next((item.device for item in model.parameters()), torch.device("cpu"))
-    rows = loop.length + (EXAMPLE_PROMPT if loop.max_prompt else 0)
+    rows = loop.length + min(EXAMPLE_PROMPT, loop.max_prompt)
     tokens = torch.full((BATCH, rows), loop.mask, device=device)
     arguments: dict[str, Any] = {"input_ids": tokens}
     with torch.no_grad(), evaluation_mode(model):

@@ -17,7 +17,7 @@ from optimize.ir.decoder_rows import with_prefix
 from optimize.ir.graph import Graph
 from optimize.ir.program import Program
 from optimize.ir.recording import record
-from optimize.passes.energies.energy_base import EnergyGraph, EnergyInputs
+from optimize.passes.energies.energy_base import EnergyGraph, EnergyInputs, repeated
 
 PREFIX = "energy."
 
@@ -74,7 +74,7 @@ class AutoregressiveEnergy:
             parts = [candidates]
             if prompt is not None:
                 each = candidates.shape[0] // prompt.shape[0]
-                parts.insert(0, _repeated(prompt, each))
+                parts.insert(0, repeated(prompt, each))
             elif start is not None:
                 parts.insert(0, torch.zeros_like(candidates[:, :1]) + start)
             whole = torch.cat(parts, 1) if len(parts) > 1 else candidates
@@ -101,7 +101,7 @@ class AutoregressiveEnergy:
             scores = rows.gather(-1, judged[..., None])[..., 0] - torch.logsumexp(rows, -1)
             scores = scores.double()
             if self.carry_over:
-                masked = _repeated(text == mask_id, candidates.shape[0] // text.shape[0])
+                masked = repeated(text == mask_id, candidates.shape[0] // text.shape[0])
                 scores = torch.where(masked[:, first:], scores, 0.0)
             return (proposed[:, first:] - scores).sum(-1)
 
@@ -115,12 +115,6 @@ class AutoregressiveEnergy:
         )
         details = {"model": self.name, "parameters": _parameters(self.model, decoder)}
         return EnergyGraph(made.finished(result), _weights(self.model, prefixed), details)
-
-
-def _repeated(rows: torch.Tensor, times: int | torch.SymInt) -> torch.Tensor:
-    """[B, ...] as [B * times, ...], those of a sample one after another."""
-    expanded = rows[:, None].expand(-1, times, *rows.shape[1:])
-    return expanded.flatten(0, 1)
 
 
 def _weights(model: Program, prefixed: Graph) -> Mapping[str, torch.Tensor]:

@@ -77,3 +77,9 @@ class EnergyInputs:
             if name in names
         }
         return self.builder.finish({ENERGY: energy}, dimensions)
+
+
+def repeated(rows: torch.Tensor, times: int | torch.SymInt) -> torch.Tensor:
+    """[B, ...] as [B * times, ...], those of a sample one after another."""
+    expanded = rows[:, None].expand(-1, times, *rows.shape[1:])
+    return expanded.flatten(0, 1)

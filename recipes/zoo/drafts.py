@@ -1,4 +1,4 @@
-"""Drafts of the zoo, as sources of the pass `attach_draft`: `source: zoo:shakespeare-draft`."""
+"""Drafts and energies of the zoo, as sources of passes: `source: zoo:shakespeare-draft`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ MODELS: dict[str, Callable[[], RotaryLanguageModel]] = {
 }
 FILES = {
     "arithmetic-judge": Path(__file__).with_name("arithmetic_judge.safetensors"),
+    "masked-shakespeare-energy": Path(__file__).with_name("masked_shakespeare_energy.safetensors"),
     "shakespeare-chimera": Path(__file__).with_name("shakespeare_chimera.safetensors"),
 }
 
 
 def load_zoo_draft(name: str, loop: DecodeLoop) -> Program | Path:
-    """A draft by its name without "zoo:": captured for a target's loop, or the file of a Chimera.
+    """A draft by its name without "zoo:": captured for a target's loop, or the file of a head.
 
     Raises:
         InputModelError: there is none of the name.
