@@ -14,6 +14,7 @@ from torch import fx
 
 from optimize.ir import unmask_rules as rules
 from optimize.ir.builder import Builder, builder_with_inputs, fake_mode_of
+from optimize.ir.distribution import draws
 from optimize.ir.graph import Graph
 from optimize.ir.chosen_rows import with_rows_only
 from optimize.ir.recording import record
@@ -76,7 +77,7 @@ class UnmaskGraphs:
             )
             batch, length, _ = probabilities.shape
             each = uniforms.reshape(batch, count, length)
-            tokens = torch.stack([rules.pick(probabilities, u) for u in each.unbind(1)], 1)
+            tokens = draws(probabilities, each)
             masked = (text == loop.mask_id)[:, None]
             # [B, G, k] of the probabilities of what was drawn.
             taken = probabilities.gather(-1, tokens.transpose(1, 2)).transpose(1, 2)

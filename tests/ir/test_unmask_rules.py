@@ -10,7 +10,7 @@ from optimize.capture.unmask_loop import tables_of
 from optimize.ir import unmask_rules as rules
 from optimize.ir.decode import Sampling
 from optimize.ir.errors import InputModelError
-from optimize.ir.unmask import Commit, FirstHitting, UnmaskLoop, Unmasking, even_groups
+from optimize.ir.unmask import Commit, FirstHitting, Unmasking, UnmaskLoop, even_groups
 
 GENERATOR = np.random.default_rng(0)
 MASK = 9

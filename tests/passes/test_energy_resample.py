@@ -5,12 +5,12 @@ law of the 27 texts is enumerated as a plain module.
 """
 
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from optimize.capture.from_decoder import capture_decoder
 from optimize.capture.from_masked import capture_masked_model
@@ -21,14 +21,12 @@ from optimize.ir.unmask import Commit, UnmaskLoop
 from optimize.passes.drafts.catalog import register_draft
 from optimize.passes.energy_resample import EnergyResample
 from optimize.passes.first_hitting import FirstHitting
-from optimize.recipes.zoo.tiny_decoder import tiny_model
 from optimize.runtime import load
 from tests.passes.drawn_texts import p_value
 from tests.passes.enumerated_reveals import (
     KINDS,
     LENGTH,
     MASK,
-    START,
     TableDenoiser,
     ancestral_law,
     distance,
@@ -39,13 +37,22 @@ from tests.passes.enumerated_reveals import (
     random_logits,
     softmax,
 )
+from tests.passes.judged_texts import (
+    TEXTS,
+    as_law,
+    frequencies,
+    judge,
+    log_probabilities,
+    of_two,
+)
+
+pytestmark = pytest.mark.slow
 
 BATCH = 4096
 FITS, DIFFERS = 1e-4, 1e-9
 """p-values above and below which texts have a law and do not."""
 
 LOGITS = random_logits(scale=1.0)
-TEXTS = list(product(range(KINDS), repeat=LENGTH))
 WHOLE = (MASK,) * LENGTH
 ONE_CALL = UnmaskLoop(
     MASK, LENGTH, max_prompt=0, remasking="ancestral", steps=1, sampling=Sampling(top_p=None)
@@ -53,38 +60,18 @@ ONE_CALL = UnmaskLoop(
 JUDGE, START_TOKEN = "a judge of three tokens", 1
 
 
-def judge(vocabulary=KINDS):
-    """A decoder over the kinds of text, sure enough that its law is far from a product."""
-    made = tiny_model(layers=1, width=16, heads=2, groups=1, dtype=torch.float32)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        made.decoder.embed = nn.Embedding(vocabulary, 16)
-        made.decoder.head = nn.Linear(16, vocabulary, bias=False)
-        nn.init.normal_(made.decoder.head.weight, std=0.5)
-    made.decoder.vocabulary = vocabulary
-    return made
-
-
-def captured(made, name, **options):
-    program = capture_decoder(made, DecodeLoop(**{"max_prompt": 8, "max_new_tokens": 2, **options}))
-    register_draft(name, program)
-    return program
-
-
-@torch.no_grad()
-def log_probabilities(decoder, texts):
-    """log p(token | those before it), of texts [N, S]; [N, S - 1] float64."""
-    ids = torch.as_tensor(texts)
-    mask = torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
-    logits = decoder(ids, torch.arange(ids.shape[1])[None], mask).double()
-    return torch.log_softmax(logits, -1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0].numpy()
+@pytest.fixture(scope="module")
+def judging():
+    """The judge as a module, and as a program."""
+    made = judge()
+    program = capture_decoder(made, DecodeLoop(max_prompt=8, max_new_tokens=2))
+    register_draft(JUDGE, program)
+    return made.decoder, program
 
 
 @pytest.fixture(scope="module")
-def decoder():
-    made = judge()
-    captured(made, JUDGE)
-    return made.decoder
+def decoder(judging):
+    return judging[0]
 
 
 @pytest.fixture(scope="module")
@@ -125,22 +112,6 @@ def drawn(program, template=WHOLE, seed=0, batch=BATCH):
     return filled_in(program, template, seed, batch)["tokens"].numpy()
 
 
-def frequencies(texts):
-    numbers = texts @ np.array([9, 3, 1])
-    return np.bincount(numbers, minlength=len(TEXTS)) / len(texts)
-
-
-def as_law(shares):
-    return dict(zip(TEXTS, shares.tolist(), strict=True))
-
-
-def of_two(base, target, sign=1):
-    """The exact law of the one of two candidates that is kept."""
-    weights = (target / base) ** sign
-    pairs = base[:, None] * base / (weights[:, None] + weights)
-    return 2 * (pairs * weights[:, None]).sum(1)
-
-
 def test_two_candidates_have_the_enumerated_law(one_call, decoder, base, target):
     """Oracle 1: exact for k = 2, and closer to the target than one candidate."""
     expected = of_two(base, target)
@@ -154,8 +125,10 @@ def test_two_candidates_have_the_enumerated_law(one_call, decoder, base, target)
 def test_texts_go_to_the_target_as_candidates_grow(one_call, base, target):
     """Oracle 1: TV falls with k = 1, 2, 4, 16, 64."""
     found = {
-        count: distance(frequencies(drawn(applied(one_call, candidates=count))), target)
-        for count in (1, 2, 4, 16, 64)
+        count: distance(
+            frequencies(drawn(applied(one_call, candidates=count), batch=batch)), target
+        )
+        for count, batch in ((1, BATCH), (2, BATCH), (4, BATCH), (16, BATCH), (64, BATCH // 2))
     }
     assert found[1] == pytest.approx(distance(base, target), abs=0.03)
     assert found[2] == pytest.approx(distance(of_two(base, target), target), abs=0.03)
@@ -205,21 +178,22 @@ def test_the_window_says_which_calls_resample(four_calls, decoder):
     assert made.details["calls"] == 4 and made.details["resampled"] == 2
 
 
-def test_energies_are_constant_where_both_models_agree():
+def test_energies_are_constant_where_both_models_agree(judging):
     """Oracle 3: a judge that looks at nothing, and a denoiser with its probabilities."""
-    made = judge()
+    decoder, program = judging
+    (name,) = [name for name in program.weights if "embed" in name]
+    first = decoder.embed.weight.detach()[:1].expand(KINDS, -1).clone()
+    register_draft("agrees", replace(program, weights={**program.weights, name: first}))
+    zero, mask = torch.zeros(1, 1).long(), torch.ones(1, 1, 1, 1, dtype=torch.bool)
     with torch.no_grad():
-        made.decoder.embed.weight[:] = made.decoder.embed.weight[0]
-        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-        logits = made.decoder(torch.zeros(1, 1).long(), torch.zeros(1, 1).long(), mask)[0, 0]
-    assert logits.std() > 0.5
-    captured(made, "agrees")
+        logits = functional_call(decoder, {"embed.weight": first}, (zero, zero, mask))[0, 0]
+    assert logits.std() > 0.3
     table = np.broadcast_to(logits.numpy(), LOGITS.shape).astype(float)
     program = capture_masked_model(TableDenoiser(table).eval(), loop=ONE_CALL)
     after = applied(program, source="agrees", candidates=5)
     given = {"template": np.full((BATCH, LENGTH), MASK), **noise(after, BATCH, 0)}
     seen = after.watch(("energy", "candidates", "text"), **given)
-    np.testing.assert_allclose(seen["energy"][0], 0, atol=2e-6)
+    np.testing.assert_allclose(seen["energy"][0], 0, atol=5e-6)
     # Weights of 1 / 5: the kept one is the fifth in which the number of the choice lies.
     chosen = np.floor(given["choice_uniforms"][0] * 5).astype(int)
     expected = seen["candidates"][0].reshape(BATCH, 5, LENGTH)[np.arange(BATCH), chosen]
@@ -276,9 +250,9 @@ def test_one_mask_has_the_posterior_of_both_sides(one_call, decoder, target):
         (False, posterior, left_only),
         (True, left_only, posterior),
     ):
-        after = applied(one_call, candidates=64, carry_over=carry_over)
-        found = np.bincount(drawn(after, template)[:, 1], minlength=KINDS) / BATCH
-        # Four standard deviations of a share, and the bias of 64 candidates.
+        after = applied(one_call, candidates=32, carry_over=carry_over)
+        found = np.bincount(drawn(after, template, batch=2000)[:, 1], minlength=KINDS) / 2000
+        # Three standard deviations of a share, and the bias of 32 candidates.
         assert distance(found, expected) < 0.04 < distance(found, other) - 0.02
 
 
@@ -367,9 +341,12 @@ def test_its_own_checks_hold(four_calls, decoder):
     assert all(check.holds for check in item.oracles(four_calls, made.program, request))
 
 
-def test_declines_with_a_reason(one_call, decoder):
-    captured(judge(KINDS + 1), "four tokens")
-    captured(judge(), "short", max_prompt=2, max_new_tokens=1)
+def test_declines_with_a_reason(one_call, judging):
+    judge = judging[1]
+    four = replace(judge.decoding, vocabulary=4)
+    short = replace(judge.decoding, loop=DecodeLoop(max_prompt=2, max_new_tokens=1))
+    register_draft("four tokens", replace(judge, decoding=four))
+    register_draft("short", replace(judge, decoding=short))
     register_draft("masked", one_call)
 
     def with_loop(**options):

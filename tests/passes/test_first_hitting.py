@@ -39,9 +39,7 @@ FITS, DIFFERS = 1e-4, 1e-9
 """p-values above and below which texts have a law and do not."""
 
 LOGITS = random_logits()
-DRAWN = UnmaskLoop(
-    MASK, LENGTH, max_prompt=0, remasking="random", sampling=Sampling(top_p=None)
-)
+DRAWN = UnmaskLoop(MASK, LENGTH, max_prompt=0, remasking="random", sampling=Sampling(top_p=None))
 EXACT = first_hitting_law(LOGITS)
 
 
@@ -279,9 +277,7 @@ def test_extrapolation_carries_on_the_second_call_of_each_block():
 
 def test_extrapolation_of_one_group_is_the_plain_prediction(ancestral):
     options = {"chosen_rows": False, "calls": 1}
-    plain, carried = (
-        applied(ancestral, **options, extrapolate=carry) for carry in (False, True)
-    )
+    plain, carried = (applied(ancestral, **options, extrapolate=carry) for carry in (False, True))
     np.testing.assert_array_equal(texts(carried), texts(plain))
 
 
@@ -305,9 +301,7 @@ def test_its_own_checks_hold(ancestral, options):
 
 
 def test_declines_where_it_would_change_the_law(ancestral, random):
-    sure = replace(
-        ancestral, unmasking=replace(ancestral.unmasking, loop=UnmaskLoop(MASK, LENGTH))
-    )
+    sure = replace(ancestral, unmasking=replace(ancestral.unmasking, loop=UnmaskLoop(MASK, LENGTH)))
     commits = CommitEarly().rewrite(random).program
     resamples = EnergyResample(window=(1.0, 0.0)).rewrite(random).program
     reasons = [
