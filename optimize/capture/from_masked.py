@@ -16,7 +16,7 @@ from optimize.capture.from_module import MAX_BATCH, NamedSize, evaluation_mode, 
 from optimize.capture.unmask_loop import unmask_program
 from optimize.ir.errors import InputModelError
 from optimize.ir.program import Program
-from optimize.ir.unmask import UnmaskLoop, Unmasking
+from optimize.ir.unmask import Unmasking, UnmaskLoop
 
 BATCH = 2
 EXAMPLE_PROMPT, LEAST_EXAMPLE = 7, 2
@@ -56,8 +56,8 @@ def capture_masked_model(
     device = next((item.device for item in model.parameters()), torch.device("cpu"))
     rows = loop.length
     if loop.max_prompt:
-        # The number of rows that is traced becomes that of a prompt, before which a text is put: as
-        # an example it must not be the longest, or a table of positions would seem to be used up.
+        # The rows that are traced become those of a prompt, and the text comes behind: as an example
+        # they must not be the longest, or a table of positions would seem to be used up.
         rows = max(LEAST_EXAMPLE, min(EXAMPLE_PROMPT, loop.max_prompt - 1))
     tokens = torch.full((BATCH, rows), loop.mask_id, device=device)
     arguments: dict[str, Any] = {"input_ids": tokens}
@@ -111,8 +111,8 @@ def logits_of(output: Any) -> torch.Tensor:
         found = found[0]
     if not isinstance(found, torch.Tensor):
         raise InputModelError(
-            f"model: returned {type(output).__name__}, expected logits [B, S, V], alone, first in a "
-            "tuple, or as `logits`"
+            f"model: returned {type(output).__name__}, expected logits [B, S, V], alone, first "
+            "in a tuple, or as `logits`"
         )
     return found
 

@@ -14,9 +14,9 @@ from torch import fx
 
 from optimize.ir import unmask_rules as rules
 from optimize.ir.builder import Builder, builder_with_inputs, fake_mode_of
-from optimize.ir.distribution import draws
-from optimize.ir.graph import Graph
 from optimize.ir.chosen_rows import with_rows_only
+from optimize.ir.distribution import distribution, draws
+from optimize.ir.graph import Graph
 from optimize.ir.recording import record
 from optimize.ir.row_rewrite import GATHER
 from optimize.ir.token_axis import CannotSubset
@@ -72,7 +72,7 @@ class UnmaskGraphs:
             *sampling: torch.Tensor,
         ) -> tuple[torch.Tensor, torch.Tensor]:
             assert loop.sampling is not None
-            probabilities = rules.distribution(
+            probabilities = distribution(
                 logits, sampling[0], sampling[1] if len(sampling) > 1 else None, loop.sampling.top_k
             )
             batch, length, _ = probabilities.shape
