@@ -56,7 +56,7 @@ def capture_masked_model(
     device = next((item.device for item in model.parameters()), torch.device("cpu"))
     rows = loop.length
     if loop.max_prompt:
-        # The rows that are traced become those of a prompt, and the text comes behind: as an example
+        # The rows that are traced become those of a prompt, the text comes behind: as an example
         # they must not be the longest, or a table of positions would seem to be used up.
         rows = max(LEAST_EXAMPLE, min(EXAMPLE_PROMPT, loop.max_prompt - 1))
     tokens = torch.full((BATCH, rows), loop.mask_id, device=device)
