@@ -29,7 +29,7 @@ MASK_NAMES = ("mask_token_id", "mask_id")
 """What configurations and tokenizers call the token of a mask."""
 
 BATCH = 2
-EXAMPLE_PROMPT = 7
+EXAMPLE_PROMPT, LEAST_EXAMPLE = 7, 2
 TIMES = (0.2, 0.7)
 """Masked shares at which a model is asked whether it looks at the time."""
 
@@ -69,7 +69,11 @@ def capture_masked_model(
         constants.pop(name, None)  # type: ignore[arg-type]
     wrapped = MaskedDenoiser(model, loop, constants)
     device = next((item.device for item in model.parameters()), torch.device("cpu"))
-    rows = loop.length + min(EXAMPLE_PROMPT, loop.max_prompt)
+    rows = loop.length
+    if loop.max_prompt:
+        # The rows that are traced become those of a prompt, the text comes behind: as an example
+        # they must not be the longest, or a table of positions would seem to be used up.
+        rows = max(LEAST_EXAMPLE, min(EXAMPLE_PROMPT, loop.max_prompt - 1))
     tokens = torch.full((BATCH, rows), loop.mask, device=device)
     arguments: dict[str, Any] = {"input_ids": tokens}
     with torch.no_grad(), evaluation_mode(model):
@@ -78,7 +82,7 @@ def capture_masked_model(
             arguments["timestep"] = torch.full((BATCH,), TIMES[0], device=device)
         _check_logits(logits, tokens, loop)
         most = max(loop.length + loop.max_prompt, 3)
-        sizes = {"rows": NamedSize("input_ids", 1, 2, most)} if rows > 2 else {}
+        sizes = {"rows": NamedSize("input_ids", 1, 2, most)} if loop.max_prompt or rows > 2 else {}
         traced = trace(wrapped, arguments, ("logits",), BATCH, True, MAX_BATCH, sizes)
     if not allow_nonfinite:
         check_finite(traced.weights)

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from optimize.ir import unmask_rules as rules
-from optimize.ir.distribution import distribution, pick
+from optimize.ir.distribution import distribution, draws
 from optimize.ir.graph import Graph
 from optimize.ir.recording import record
 from optimize.ir.unmask import Unmasking
@@ -65,7 +65,7 @@ class UnmaskGraphs:
             )
             batch, length, _ = probabilities.shape
             each = uniforms.reshape(batch, count, length)
-            tokens = torch.stack([pick(probabilities, u) for u in each.unbind(1)], 1)
+            tokens = draws(probabilities, each)
             masked = (text == loop.mask)[:, None]
             # [B, G, k] of the probabilities of what was drawn.
             taken = probabilities.gather(-1, tokens.transpose(1, 2)).transpose(1, 2)
