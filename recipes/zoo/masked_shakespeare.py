@@ -15,7 +15,7 @@ from optimize.recipes.zoo.weights import with_weights
 from optimize.runtime.prompting import PROMPT
 
 WEIGHTS_PATH = Path(__file__).with_name("masked_shakespeare.safetensors")
-WEIGHTS_SHA256 = ""
+WEIGHTS_SHA256 = "68acf1a0cf1b034143dfe39f843ba17baea3169f7718416ae84f25d27a3c5823"
 LENGTH = 256
 """Tokens of the texts that it was trained on."""
 
