@@ -69,20 +69,32 @@ def pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     Returns:
         [B, ...] int64.
     """
-    return _pick(torch.cumsum(weights, -1), weights > 0, uniform)
+    return _first_above(*_totals(weights), uniform)
 
 
-def _pick(total: torch.Tensor, possible: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    # The end is that of a possible token, also where sums in parallel are not monotone.
-    end = torch.where(possible, total, 0.0).amax(-1)
-    reached = possible & (total > (uniform * end).unsqueeze(-1))
+def _totals(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cumulative weights [B, ..., V] with 0 for tokens of weight 0, and the largest, [B, ...]."""
+    # So the end is that of a possible token, also where sums in parallel are not monotone.
+    totals = torch.where(weights > 0, torch.cumsum(weights, -1), 0.0)
+    return totals, totals.amax(-1)
+
+
+def _first_above(totals: torch.Tensor, end: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    reached = totals > (uniform * end).unsqueeze(-1)
     return reached.to(torch.float32).argmax(-1)
 
 
 def draws(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Independent draws, with replacement: [B, V] and [B, k] in [0, 1) → tokens [B, k] int64."""
-    total, possible = torch.cumsum(probabilities, -1), probabilities > 0
-    tokens = [_pick(total, possible, uniform) for uniform in uniforms.unbind(1)]
+    """Independent draws, with replacement.
+
+    Args:
+        probabilities: [B, ..., V] float64.
+        uniforms: [B, k, ...] float64, in [0, 1).
+    Returns:
+        Tokens [B, k, ...] int64.
+    """
+    totals, end = _totals(probabilities)
+    tokens = [_first_above(totals, end, uniform) for uniform in uniforms.unbind(1)]
     return torch.stack(tokens, 1)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from optimize.ir import unmask_rules as rules
-from optimize.ir.distribution import distribution, draws
+from optimize.ir.distribution import draws
 from optimize.ir.graph import Graph
 from optimize.ir.recording import record
 from optimize.ir.unmask import Unmasking
@@ -60,9 +60,7 @@ class UnmaskGraphs:
             *sampling: torch.Tensor,
         ) -> tuple[torch.Tensor, torch.Tensor]:
             assert loop.sampling is not None
-            probabilities = distribution(
-                logits, sampling[0], sampling[1] if len(sampling) > 1 else None, loop.sampling.top_k
-            )
+            probabilities = rules.probabilities_of(logits, loop.sampling, *sampling)
             batch, length, _ = probabilities.shape
             each = uniforms.reshape(batch, count, length)
             tokens = draws(probabilities, each)

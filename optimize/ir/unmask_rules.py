@@ -38,15 +38,30 @@ def drawn(
     if sampling is None:
         return logits.argmax(-1)
     assert uniforms is not None and temperature is not None
-    return pick(distribution(logits, temperature, top_p, sampling.top_k), uniforms)
+    return pick(probabilities_of(logits, sampling, temperature, top_p), uniforms)
+
+
+def probabilities_of(
+    logits: torch.Tensor,
+    sampling: Sampling,
+    temperature: torch.Tensor,
+    top_p: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What tokens are drawn with, [B, R, V] float64.
+
+    Without top-k and top-p from a softmax in the precision of the logits, whose relative error is
+    theirs; what must not be rounded is the noise and the cumulative sum.
+    """
+    if top_p is None and sampling.top_k is None:
+        return torch.softmax(logits / temperature.to(logits.dtype), -1).double()
+    return distribution(logits, temperature, top_p, sampling.top_k)
 
 
 def certainty(kind: str, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """How sure a model is of the tokens [B, R] that were taken, [B, R], more for surer."""
     scores = logits.float()
     if kind == "low_confidence":
-        chosen = scores.gather(-1, tokens[..., None])[..., 0]
-        return torch.exp(chosen - torch.logsumexp(scores, -1))
+        return torch.softmax(scores, -1).gather(-1, tokens[..., None])[..., 0]
     probabilities = torch.softmax(scores, -1)
     if kind == "margin":
         best = torch.topk(probabilities, 2, -1).values

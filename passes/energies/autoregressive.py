@@ -98,8 +98,7 @@ class AutoregressiveEnergy:
             count, length = judged.shape[1], logits.shape[1]
             # Row i foretells token i + 1: those before each judged token.
             rows = logits[:, length - 1 - count : length - 1].float()
-            scores = rows.gather(-1, judged[..., None])[..., 0] - torch.logsumexp(rows, -1)
-            scores = scores.double()
+            scores = torch.log_softmax(rows, -1).gather(-1, judged[..., None])[..., 0].double()
             if self.carry_over:
                 masked = repeated(text == mask_id, candidates.shape[0] // text.shape[0])
                 scores = torch.where(masked[:, first:], scores, 0.0)
