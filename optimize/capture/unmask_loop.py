@@ -194,16 +194,15 @@ def _signature(graphs: Mapping[str, Graph], unmasking: Unmasking) -> Signature:
     ]
     dimensions = {"batch": (1, MAX_BATCH)}
     if loop.max_prompt:
-        shape = ("batch", "prompt")
-        excluded = loop.mask
         fields.append(
             Input(
                 name="input_ids",
                 dtype="int64",
-                shape=shape,
+                shape=("batch", "prompt"),
                 low=0.0,
-                high=tokens,
-                excluded=excluded,
+                # A prompt may have tokens that text may not, such as those around turns.
+                high=unmasking.logits - 1.0,
+                excluded=loop.mask,
             )
         )
         dimensions["prompt"] = (1, loop.max_prompt)
