@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -122,6 +122,6 @@ def test_masked_diffusion_page_recipe_and_loops_are_accepted(tmp_path: Path) -> 
     names = [entry.item.name for entry in Recipe.load(tmp_path / "r.yaml").passes]
     assert names == ["first_hitting", "energy_resample"]
     (loops,) = [block for block in blocks(MASKED_PAGE, "python") if "llada =" in block]
-    found: dict = {}
+    found: dict[str, Any] = {}
     exec(loops.split("\nprogram =")[0], found)
     assert (found["llada"].blocks, found["dream"].shifted, found["mdlm"].calls) == (4, True, 1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -181,7 +182,7 @@ def test_share_right_is_that_of_the_whole_sum() -> None:
     assert share_right(model, texts) == 0.75
 
 
-def test_trains_from_options(tmp_path) -> None:
+def test_trains_from_options(tmp_path: Path) -> None:
     options = LongSumsOptions(
         steps=2, batch_size=2, check_every=2, check_problems=2, bfloat16=False
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_shipped_weights_and_their_record_belong_together(model: MaskedLanguageM
     assert {item.dtype for item in model.parameters()} == {torch.float32}
 
 
-def test_other_weights_are_refused(tmp_path) -> None:
+def test_other_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / WEIGHTS_PATH.name
     path.write_bytes(WEIGHTS_PATH.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="masked_shakespeare: found weights with SHA-256"):
@@ -123,7 +124,7 @@ def test_counts_of_masks_are_spread_evenly() -> None:
     assert sorted((found - 1).div(2, rounding_mode="floor").tolist()) == list(range(8))
 
 
-def test_trains_from_options_and_starts_from_the_autoregressive_model(tmp_path) -> None:
+def test_trains_from_options_and_starts_from_the_autoregressive_model(tmp_path: Path) -> None:
     play = load_held_out_play()
     options = MaskedShakespeareOptions(
         steps=2,
