@@ -21,6 +21,7 @@ from optimize.ir.record import Record
 from optimize.ir.spec import check_program
 from optimize.measure.cost import program_flops
 from optimize.measure.quality import psnr, relative_error
+from optimize.measure.result_quality import answer_names
 from optimize.passes.calibration import Request, requests
 from optimize.passes.pass_base import Declined, Pass
 from optimize.runtime.errors import OptimizeError
@@ -286,7 +287,7 @@ def results_error(results: Results, reference: Results) -> float:
     Whole numbers, such as tokens, count the share that differs; see `results_match`.
     """
     worst = 0.0
-    for name in reference[0]:
+    for name in answer_names(reference[0]):
         ours = [result[name] for result in results]
         theirs = [result[name] for result in reference]
         _check_shapes(name, ours, theirs)
@@ -303,12 +304,13 @@ def results_error(results: Results, reference: Results) -> float:
 def results_match(results: Results, reference: Results) -> float | None:
     """The smallest share of equal tokens over the outputs of whole numbers; None without any.
 
+    How many calls an answer took does not count.
     Answers end at different steps. Where one has ended and the other goes on, they differ.
     """
     shares = [
         _share_equal([result[name] for result in results], [result[name] for result in reference])
-        for name, array in reference[0].items()
-        if array.dtype.kind in "iu"
+        for name in answer_names(reference[0])
+        if reference[0][name].dtype.kind in "iu"
     ]
     return min(shares, default=None)
 

@@ -11,7 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from optimize.commands.console import Json, console, print_json
-from optimize.commands.language import decoding_lines, describe_decoding
+from optimize.commands.language import (
+    decoding_lines,
+    describe_decoding,
+    describe_unmasking,
+    unmasking_lines,
+)
 from optimize.commands.models import HELP, load_model
 from optimize.commands.targets import looks_like_bundle
 from optimize.ir.errors import RecipeError
@@ -78,6 +83,7 @@ def describe_program(program: Any) -> dict[str, Any]:
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in program.weights.values()),
         "layers": _layers(program.weights),
         "language": describe_decoding(program),
+        "unmasking": describe_unmasking(program),
         "flops_per_request": program_flops(program),
         "graphs": graphs,
         "inputs": [item.model_dump() for item in program.signature.inputs],
@@ -183,6 +189,9 @@ def _show_program(name: str, data: dict[str, Any]) -> None:
     )
     if data["language"] is not None:
         for line in decoding_lines(data["language"]):
+            output.print(Text(line))
+    if data["unmasking"] is not None:
+        for line in unmasking_lines(data["unmasking"]):
             output.print(Text(line))
     if prediction is not None:
         seconds = seconds_text(prediction["seconds_per_request"])

@@ -67,7 +67,7 @@ def mixed_dimensions(node: fx.Node, operand: fx.Node) -> set[int]:
         return set(range(1, rank))
     if name in ("mm", "bmm", "matmul"):
         return {rank - 1 if operand is node.args[0] else max(0, rank - 2)}
-    if name in ("index", "index_select", "gather"):
+    if name in ("index", "index_select", "gather", "scatter"):
         return set(range(1, rank)) if operand is node.args[0] else set()
     if name == "tile_attention":
         return {rank - 1 if operand is argument(node, 8, "mask") else rank - 2}
@@ -104,13 +104,16 @@ RULES: dict[str, Rule] = {
     **_table("slice", layout.slice_axes),
     **_table("slice_scatter", layout.slice_scatter_axes),
     **_table("select_scatter", layout.select_scatter_axes),
-    **_table("mean sum amax amin var std argmax argmin any all prod", compute.reduce_axes),
+    **_table(
+        "mean sum amax amin var std argmax argmin any all prod logsumexp", compute.reduce_axes
+    ),
     **_table("repeat", layout.repeat_axes),
     **_table("repeat_interleave", layout.repeat_interleave_axes),
     **_table("meshgrid", layout.meshgrid_axes),
     **_table("index_select", layout.index_select_axes),
     **_table("index", layout.index_axes),
     **_table("topk sort gather constant_pad_nd pad", layout.along_axes),
+    **_table("scatter", compute.scatter_rows_axes),
     **_table("view_as_complex", layout.as_complex_axes),
     **_table("view_as_real", layout.as_real_axes),
     **_table(

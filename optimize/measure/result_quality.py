@@ -22,6 +22,16 @@ Statistic = Callable[[NDArray[np.float64]], float]
 
 RESAMPLES = 2000
 
+CALLS = "calls"
+"""The result of whole numbers that says what an answer took; it is no part of the answer."""
+
+
+def answer_names(result: Mapping[str, NDArray[Any]]) -> list[str]:
+    """The results that are compared: all but the number of calls beside an answer."""
+    names = [name for name, item in result.items() if name != CALLS or item.dtype.kind not in "iu"]
+    return names or list(result)
+
+
 _REQUEST, _ERROR, _SIGNAL, _COUNT, _PEAK = range(5)
 """Columns of a unit and output: request; sums of squares of difference and reference (or, of whole
 numbers, how many differ); how many numbers; range of the reference of the whole request."""
@@ -30,7 +40,8 @@ numbers, how many differ); how many numbers; range of the reference of the whole
 def result_quality(found: Results, expected: Results) -> tuple[dict[str, Any], str | None]:
     """Metric → {"value", "interval"}, and a sentence where an interval is missing.
 
-    The units of the bootstrap are samples where every result has a batch of them, else requests.
+    How many calls an answer took is not compared. The units of the bootstrap are samples where
+    every result has a batch of them, else requests.
 
     Args:
         found: of the program in question.
@@ -41,6 +52,8 @@ def result_quality(found: Results, expected: Results) -> tuple[dict[str, Any], s
     Raises:
         QualityError: the reference is all zero and the results are not.
     """
+    names = answer_names(expected[0])
+    expected = [{name: result[name] for name in names} for result in expected]
     units = _units(found, expected)
     kinds = [array.dtype.kind for array in expected[0].values()]
     floats = [place for place, kind in enumerate(kinds) if kind == "f"]

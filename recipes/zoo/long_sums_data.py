@@ -1,6 +1,6 @@
 """Sums of two numbers of ten digits, with the carries before the sum.
 
-    4 9 0 2 8 8 1 7 3 5 + 0 7 3 1 1 1 2 9 6 6 = 0 1 0 0 0 1 1 1 1 1 0 ; 0 5 6 3 3 9 9 4 7 0 1 end
+    4 9 0 2 8 8 1 7 3 5 + 0 7 3 1 1 1 2 9 6 6 = 0 1 0 0 0 0 0 1 1 1 0 ; 0 5 6 3 3 9 9 4 7 0 1 end
 
 Every text has as many tokens, each digit is right or wrong by itself, and the carry of a place with
 a sum of nine depends on the places to its right: some digits are known at once, others are not.

@@ -1,15 +1,18 @@
 """The documentation builds, its links lead somewhere, and README's Python is real."""
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from optimize.ir.denoise import DenoiseLoop
+from optimize.ir.unmask import Remasking, TimeScale, UnmaskLoop
 from optimize.measure.roofline import MACHINES, MEDIAN_ERROR
 from optimize.passes.fuse_solver import ADAPTIVE
 from optimize.passes.solvers.catalog import SOLVERS, solve
@@ -18,6 +21,7 @@ from optimize.recipes.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+MASKED_PAGE = ROOT / "docs" / "masked_diffusion.md"
 SOLVERS_PAGE = ROOT / "docs" / "solvers.md"
 
 
@@ -95,3 +99,29 @@ def test_cost_model_page_has_the_machines_and_the_error_stated() -> None:
     assert [name for name in MACHINES if f"| {name} |" not in text] == []
     (median,) = re.findall(r"^\| of requests \| \d+ \| ([\d.]+) % \|", text, re.MULTILINE)
     assert round(float(median)) == round(100 * MEDIAN_ERROR)
+
+
+def test_masked_diffusion_page_has_every_field_of_a_loop_and_what_it_may_be() -> None:
+    text = MASKED_PAGE.read_text("utf-8")
+    table = text[text.index("| field of `UnmaskLoop` |") :].split("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| (.+) \|$", table, re.MULTILINE)
+    fields = {field.name: field.default for field in dataclasses.fields(UnmaskLoop)}
+    assert [name for name, _, _ in rows] == list(fields)
+    defaults = {name: default.strip("`") for name, default, _ in rows}
+    for name, default in fields.items():
+        if isinstance(default, (int, str)):
+            assert defaults[name] == str(default).lower()
+    meanings = {name: meaning for name, _, meaning in rows}
+    assert all(f"`{kind}`" in meanings["remasking"] for kind in get_args(Remasking))
+    assert all(kind in meanings["time"] for kind in get_args(TimeScale))
+
+
+def test_masked_diffusion_page_recipe_and_loops_are_accepted(tmp_path: Path) -> None:
+    (text,) = blocks(MASKED_PAGE, "yaml")
+    (tmp_path / "r.yaml").write_text(text)
+    names = [entry.item.name for entry in Recipe.load(tmp_path / "r.yaml").passes]
+    assert names == ["first_hitting", "energy_resample"]
+    (loops,) = [block for block in blocks(MASKED_PAGE, "python") if "llada =" in block]
+    found: dict[str, Any] = {}
+    exec(loops.split("\nprogram =")[0], found)
+    assert (found["llada"].blocks, found["dream"].shifted, found["mdlm"].calls) == (4, True, 1000)

@@ -37,6 +37,13 @@ ROWS = [
     ("unsqueeze", lambda m, x: x.unsqueeze(1), [(2, 6)], "bn -> bkn"),
     ("mean", lambda m, x: x.mean(1), [(2, 6, 4)], "bnc -> bc"),
     ("mean-keepdim", lambda m, x: x.mean(1, keepdim=True), [(2, 6, 4)], "bnc -> bkc"),
+    ("logsumexp", lambda m, x: x.logsumexp(1), [(2, 6, 4)], "bnc -> bc"),
+    (
+        "scatter",
+        lambda m, x, y: x.scatter(1, y.argmax(1, keepdim=True), 1.0),
+        [(2, 6), (2, 5)],
+        "bn,ck -> bn",
+    ),
     ("softmax", lambda m, x: x.softmax(-1), [(2, 6, 4)], "bnc -> bnc"),
     ("layer-norm", lambda m, x: F.layer_norm(x, (4,)), [(2, 6, 4)], "bnc -> bnc"),
     ("matmul", lambda m, x, y: x @ y, [(2, 6, 4), (2, 4, 5)], "bnc,bcm -> bnm"),

@@ -93,3 +93,16 @@ def test_an_interval_that_reaches_no_noise_is_left_out_and_said():
 def test_a_reference_without_signal_is_refused():
     with pytest.raises(QualityError, match="found a reference of all zeros"):
         result_quality([{"x": np.ones((2, 2))}], [{"x": np.zeros((2, 2))}])
+
+
+def test_how_many_calls_an_answer_took_is_no_part_of_it():
+    tokens = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    other = tokens.copy()
+    other[0, 0] = 9
+    expected = [{"tokens": tokens, "calls": np.array([4, 4])}]
+    found = [{"tokens": other, "calls": np.array([1, 2])}]
+    metrics, _ = result_quality(found, expected)
+    assert metrics["token_match"]["value"] == results_match(found, expected) == 7 / 8
+    assert metrics["relative_error"]["value"] == results_error(found, expected) == 1 / 8
+    alone = [{"calls": np.array([4, 4])}]
+    assert results_match([{"calls": np.array([4, 1])}], alone) == 1 / 2

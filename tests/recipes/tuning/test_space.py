@@ -59,7 +59,7 @@ def test_every_suggestion_is_a_recipe_or_says_why_not(space: SearchSpace) -> Non
 def test_library_recipes_can_be_suggested(program: Program, space: SearchSpace, name: str) -> None:
     known = known_recipe(Recipe.load(name), program)
     if isinstance(known, str):
-        assert name in ("llm-fast", "vlm-fast")
+        assert name in ("llm-fast", "masked-fast", "vlm-fast")
         return
     parameters = space.parameters(known)
     if name == "image-quality":
