@@ -287,17 +287,22 @@ def test_a_mask_that_is_a_token_of_the_logits_is_refused_in_prompts(module):
         program(input_ids=np.array([[1, MASK, 2]]))
 
 
+def test_a_prompt_may_have_tokens_that_text_may_not(program):
+    found = program(input_ids=np.array([[1, TEXT, 2]]))["tokens"]
+    assert (found < TEXT).all()
+
+
 BAD_REQUESTS = {
     "prompt too long": ({"input_ids": prompts(MOST + 1)}, "prompt: found 17"),
     "no prompt": ({}, "'input_ids' is missing"),
     "empty prompt": ({"input_ids": np.zeros((2, 0), np.int64)}, "prompt"),
     "mask in the prompt": (
         {"input_ids": np.array([[1, MASK, 2]])},
-        f"input_ids: found values in [1, {MASK}]",
+        f"input_ids: found {MASK} at index [0, 1]",
     ),
-    "token beyond the text": (
-        {"input_ids": np.array([[1, TEXT, 2]])},
-        "input_ids: found values in [1, 40]",
+    "token beyond the logits": (
+        {"input_ids": np.array([[1, LOGITS, 2]])},
+        "input_ids: found values in [1, 48]",
     ),
     "negative token": ({"input_ids": np.array([[-1, 2]])}, "input_ids: found values in [-1, 2]"),
     "other dtype": ({"input_ids": np.zeros((2, 3), np.float32)}, "input_ids: found dtype float32"),
