@@ -160,8 +160,9 @@ def load_arithmetic_worker(name: str) -> LoadedModel:
 
 
 def load_masked_writer(name: str) -> LoadedModel:
-    """The masked-diffusion model of Shakespeare's plays, writing without a prompt."""
-    return LoadedModel(name, masked_shakespeare_program())
+    """The masked model of Shakespeare at two passages of a play it has not seen."""
+    inputs = {"input_ids": held_out_prompts(EXAMPLE_BATCH, EXAMPLE_PROMPT)}
+    return LoadedModel(name, masked_shakespeare_program(), inputs)
 
 
 def load_long_adder(name: str) -> LoadedModel:

@@ -175,6 +175,12 @@ def process_cells(record: Record) -> list[list[str]]:
     return [["processes", "each, per step", "sends per step", "of ideal"], *cells] if cells else []
 
 
+def calls_text(record: Record) -> str | None:
+    """How many calls of the model a pass leaves, mean by sample; None where it does not say."""
+    before, after = (record.details.get(name) for name in ("calls_before", "calls"))
+    return None if before is None or after is None else f"{before:.4g} → {after:.3g} calls"
+
+
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of text, aligned in columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -223,6 +229,7 @@ def _pass_line(record: Record) -> str:
     parts = [
         f"{record.name}: {len(record.sites)} {'site' if len(record.sites) == 1 else 'sites'}",
         f"{amount(record.flops_before)}FLOP → {amount(record.flops_after)}FLOP",
+        *(item for item in (calls_text(record),) if item is not None),
         "error not verified" if record.error is None else f"error {record.error:.3g}",
         seconds_text(record.seconds),
     ]

@@ -10,7 +10,15 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from optimize.ir.record import Record
-from optimize.ir.report import Report, amount, plain, process_cells, row_cells, seconds_text
+from optimize.ir.report import (
+    Report,
+    amount,
+    calls_text,
+    plain,
+    process_cells,
+    row_cells,
+    seconds_text,
+)
 from optimize.report.facts import (
     COST_HEAD,
     KERNEL_HEAD,
@@ -69,6 +77,7 @@ def render_html(report: Report, samples: Sequence[Samples] = (), title: str = "R
         tokens=_tokens(report),
         pruning_note=pruning_note(report),
         options={record.name: plain(record.options) for record in report.passes},
+        calls={record.name: calls_text(record) for record in report.passes},
         node_count=_node_count,
         costs={"head": COST_HEAD, "rows": cost_cells(report)},
         kernels={"head": KERNEL_HEAD, "rows": kernel_cells(report)},

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from optimize.ir.report import Report, amount, process_cells, row_cells, seconds_text
+from optimize.ir.report import Report, amount, calls_text, process_cells, row_cells, seconds_text
 from optimize.measure.solver_comparison import (
     METRIC_NAMES,
     Metric,
@@ -97,7 +97,7 @@ def passes_table(report: Report) -> Table:
         table.add_column(name, justify="right")
     for record in report.passes:
         cells = [
-            record.name,
+            "\n  ".join(item for item in (record.name, calls_text(record)) if item is not None),
             str(len(record.sites)) if record.declined is None else "declined",
             amount(record.flops_before),
             amount(record.flops_after),

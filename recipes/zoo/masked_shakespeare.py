@@ -41,16 +41,15 @@ def masked_shakespeare_program(loop: UnmaskLoop | None = None) -> Program:
     """The model as a program that writes, after a prompt or without one.
 
     Args:
-        loop: how text is filled in; 256 tokens without a prompt by the reverse process in 1000
-            steps where not given, as masked diffusion is sampled in the literature.
+        loop: how text is filled in; where not given 128 tokens behind a prompt, drawn one at each
+            call in random order.
     """
     loop = loop or UnmaskLoop(
         mask_id=VOCABULARY,
-        length=LENGTH,
-        steps=1000,
-        remasking="ancestral",
+        length=LENGTH // 2,
+        remasking="random",
         sampling=Sampling(1.0, top_p=None),
-        max_prompt=0,
+        max_prompt=LENGTH // 2,
     )
     program = capture_masked_model(load_masked_shakespeare(), loop=loop)
     assert program.unmasking is not None

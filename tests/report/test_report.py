@@ -69,6 +69,25 @@ def test_dict_of_a_program_without_measurements(toy_program: Program) -> None:
     assert str(toy_program.report) == "no passes"
 
 
+def test_fewer_calls_are_shown_where_a_pass_says_how_many() -> None:
+    record = Record(
+        "commit_early",
+        sites=("step",),
+        flops_before=1e9,
+        flops_after=1e9,
+        error=0.02,
+        seconds=0.1,
+        details={"calls_before": 24.0, "calls": 3.261},
+    )
+    report = Report((record,))
+    line = "commit_early: 1 site, 1 GFLOP → 1 GFLOP, 24 → 3.26 calls, error 0.02, 100 ms"
+    assert str(report) == line
+    console = Console(file=io.StringIO(), width=100)
+    print_report(report, console=console)
+    assert "24 → 3.26 calls" in console.file.getvalue()
+    assert "24 → 3.26 calls" in render_html(report)
+
+
 def test_text_has_a_line_per_pass_and_row() -> None:
     lines = str(REPORT).splitlines()
     assert lines[0] == "cache_regions: 2 sites, 2 GFLOP → 1.2 GFLOP, error 0.0123, 500 ms"
