@@ -29,10 +29,10 @@ BATCH = 8
 STEPS = 1000
 """Time steps of the baseline, as masked diffusion is sampled in the literature."""
 
-BASELINE_TEXTS, TEXTS = 24, 48
+BASELINE_TEXTS, TEXTS = 16, 48
 GROUPED = (256, 128, 64, 32, 16)
-FEW_STEPS = (128, 64, 32)
-ENERGIES = ((64, 4), (48, 4), (32, 4), (64, 2))
+FEW_STEPS = (128, 64)
+ENERGIES = ((64, 4), (32, 4), (64, 2))
 """Calls and candidates; the judge of candidates is zoo:shakespeare-draft, that of texts is not."""
 
 
@@ -118,7 +118,7 @@ def calls() -> dict[str, Any]:
         opened: dict[str, Session] = {}
         for name, program in programs.items():
             opened[name] = stack.enter_context(load(program.export(folder / name), threads=1))
-        onnx = _in_turns({name: _asking(session) for name, session in opened.items()}, repeats=3)
+        onnx = _in_turns({name: _asking(session) for name, session in opened.items()}, repeats=2)
     eager = _in_turns(
         {name: _asking(program) for name, program in programs.items() if name != "all_rows"},
         repeats=1,
