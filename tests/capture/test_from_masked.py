@@ -188,7 +188,7 @@ def test_the_module_is_left_as_it_was(module):
 
 @pytest.mark.parametrize("length", [1, 3])
 def test_shifted_logits_reproduce_the_sequence_and_only_then(length):
-    """Card prophet, oracle 7: a Dream-shaped model."""
+    """A Dream-shaped model."""
     sequence = torch.from_numpy(np.random.default_rng(8).permutation(TEXT)[: LENGTH + MOST])
     wanted = sequence[length : length + LENGTH].numpy()
     prompt = sequence[None, :length].numpy()

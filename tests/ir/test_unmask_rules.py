@@ -21,7 +21,7 @@ def uniform(*shape: int) -> torch.Tensor:
 
 
 def test_hitting_times_are_order_statistics():
-    """Card mdm-fhs, oracle 3: of eight masks the means are n / 9."""
+    """Of eight masks the means are n / 9."""
     count, draws = 8, 50_000
     times = rules.hitting_times(
         torch.ones(draws).double(),
@@ -105,7 +105,7 @@ def test_shares_sum_to_the_masks_at_the_start_of_a_block(calls):
 
 
 def test_thresholds_fall_with_the_share_of_the_calls():
-    """Card prophet, oracle 4."""
+    """Those of Prophet."""
     commit = Commit((7.5, 5.0, 2.5), (0.33, 0.67))
     found = [commit.threshold(call, 10_000) for call in (3299, 3300, 6699, 6700)]
     assert found == [7.5, 5.0, 5.0, 2.5]
@@ -239,7 +239,7 @@ def _log(uniforms: np.ndarray) -> np.ndarray:
 
 
 def test_noise_in_float32_loses_rare_classes():
-    """Card mdm-fhs, oracle 4: 234 of 320 in 4e7 draws, -27%; the law of the grid says 249.7."""
+    """234 of 320 in 4e7 draws, -27%; the law of the grid says 249.7."""
     draws = 40_000_000
     exact = draws * SHARE
     each = 2.0**-24 / (SHARE / RARE)
@@ -272,7 +272,7 @@ def test_draws_in_float64_keep_rare_classes():
 
 
 def truncated(shares: np.ndarray, largest: float) -> np.ndarray:
-    """The law of a Gumbel maximum whose noise ends at a number; card mdm-fhs, F."""
+    """The law of a Gumbel maximum whose noise ends at a number."""
     order = np.argsort(shares)
     ordered = shares[order]
     epsilon, count = np.exp(-largest), len(shares)
@@ -307,7 +307,7 @@ def test_the_closed_form_of_ended_noise_is_that_of_draws():
     ("steps", "expected"), [(100, 5.183), (1000, 5.111), (10_000, 4.548), (100_000, 3.153)]
 )
 def test_steps_in_float32_lower_the_temperature(steps, expected):
-    """Card mdm-fhs, oracle 5: one step at t = 0.5 of Zipf's law of 1000 tokens."""
+    """One step at t = 0.5 of Zipf's law of 1000 tokens."""
     zipf = 1 / np.arange(1, 1001)
     zipf /= zipf.sum()
     assert entropy(zipf) == pytest.approx(5.191, abs=5e-4)
@@ -320,6 +320,29 @@ def test_steps_in_float32_lower_the_temperature(steps, expected):
     if steps >= 10_000:
         moved = {10_000: 0.127, 100_000: 0.365}[steps]
         assert abs(tokens - zipf).sum() / 2 == pytest.approx(moved, abs=5e-4)
+
+
+def test_draws_keep_the_entropy_that_noise_in_bfloat16_loses():
+    """A million draws of Zipf's law of 32 tokens: the distance is that of chance, not 0.026."""
+    zipf = 1 / torch.arange(1, 33, dtype=torch.float64)
+    zipf /= zipf.sum()
+    logits = zipf.log().float()
+    generator = torch.Generator().manual_seed(0)
+    counts, rounded = torch.zeros(32), torch.zeros(32)
+    for _ in range(20):
+        uniforms = torch.rand(1, 50_000, generator=generator, dtype=torch.float64)
+        drawn = rules.drawn(
+            logits.expand(1, 50_000, 32), Sampling(top_p=None), uniforms, torch.ones(())
+        )
+        counts += torch.bincount(drawn.flatten(), minlength=32)
+        noise = torch.rand(50_000, 32, generator=generator, dtype=torch.bfloat16)
+        scores = logits.bfloat16() - torch.log(-torch.log(noise))
+        rounded += torch.bincount(scores.argmax(-1), minlength=32)
+    distance, distance_rounded = (
+        float((item / 1e6 - zipf).abs().sum() / 2) for item in (counts, rounded)
+    )
+    assert distance < 0.0035
+    assert distance_rounded > 0.015
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def exit_step(module, prompt, texts, thresholds, counted):
 
 
 def test_thresholds_that_nothing_reaches_change_nothing(program, prompts):
-    """Oracle 1: token by token, call by call."""
+    """Token by token, call by call."""
     after = applied(program, thresholds=NEVER, **REGION)
     np.testing.assert_array_equal(states(after, prompts), states(program, prompts))
     assert after(input_ids=prompts)["calls"].tolist() == [STEPS] * 4
@@ -109,7 +109,7 @@ def test_identity_changes_nothing(program, prompts):
 
 @pytest.mark.parametrize("options", [{}, REGION], ids=["all that is left", "region"])
 def test_thresholds_that_every_gap_reaches_take_one_call(module, program, prompts, options):
-    """Oracle 2: the likeliest tokens of the fully masked text."""
+    """The likeliest tokens of the fully masked text."""
     found = applied(program, thresholds=(0.0, 0.0, 0.0), **options)(input_ids=prompts)
     assert found["calls"].tolist() == [1] * 4
     for prompt, text in zip(prompts, found["tokens"].numpy(), strict=True):
@@ -146,7 +146,7 @@ def finite(module, program, prompts, counted):
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_the_rest_is_filled_in_at_the_call_that_is_certain(module, program, prompts, name):
-    """Oracle 3, of four samples that commit at their own calls."""
+    """Of four samples that commit at their own calls."""
     options, counted = COUNTED[name]
     thresholds = finite(module, program, prompts, counted)
     after = applied(program, thresholds=thresholds, **options)
@@ -169,7 +169,6 @@ def test_the_rest_is_filled_in_at_the_call_that_is_certain(module, program, prom
 
 
 def test_what_is_filled_in_stays_and_blocks_wait_for_their_turn(module, program, prompts):
-    """Oracle 5."""
     thresholds = finite(module, program, prompts, COUNTED["region"][1])
     after = applied(program, thresholds=thresholds, **REGION)
     found = states(after, prompts)
@@ -185,7 +184,6 @@ def test_what_is_filled_in_stays_and_blocks_wait_for_their_turn(module, program,
 
 
 def test_samples_of_a_batch_are_independent(module, program, prompts):
-    """Oracle 8."""
     thresholds = finite(module, program, prompts, COUNTED["region"][1])
     after = applied(program, thresholds=thresholds, **REGION)
     together = after(input_ids=prompts)

@@ -113,7 +113,7 @@ def drawn(program, template=WHOLE, seed=0, batch=BATCH):
 
 
 def test_two_candidates_have_the_enumerated_law(one_call, decoder, base, target):
-    """Oracle 1: exact for k = 2, and closer to the target than one candidate."""
+    """Exact for k = 2, and closer to the target than one candidate."""
     expected = of_two(base, target)
     assert expected.sum() == pytest.approx(1)
     found = drawn(applied(one_call, candidates=2))
@@ -123,7 +123,7 @@ def test_two_candidates_have_the_enumerated_law(one_call, decoder, base, target)
 
 
 def test_texts_go_to_the_target_as_candidates_grow(one_call, base, target):
-    """Oracle 1: TV falls with k = 1, 2, 4, 16, 64."""
+    """TV falls with k = 1, 2, 4, 16, 64."""
     found = {
         count: distance(
             frequencies(drawn(applied(one_call, candidates=count), batch=batch)), target
@@ -153,14 +153,13 @@ def test_energies_of_the_wrong_sign_lead_away(one_call, base, target, monkeypatc
 
 @pytest.mark.parametrize("window", [(0.0, 1.0), (0.6, 1.0), (0.0, 0.3)], ids=str)
 def test_one_candidate_has_the_base_law(four_calls, decoder, window):
-    """Oracle 2."""
     found = drawn(applied(four_calls, candidates=1, window=window))
     assert p_value(found, named(ancestral_law(LOGITS, 4))) > FITS
     assert p_value(found, named(ancestral_law(LOGITS, 1))) < DIFFERS
 
 
 def test_an_empty_window_keeps_every_text(four_calls):
-    """Oracle 2: the same noise, bit for bit; no energy is needed."""
+    """The same noise, bit for bit; no energy is needed."""
     item = EnergyResample(candidates=3).identity()
     assert item.declines(four_calls) is None
     after = item.rewrite(four_calls).program
@@ -179,7 +178,7 @@ def test_the_window_says_which_calls_resample(four_calls, decoder):
 
 
 def test_energies_are_constant_where_both_models_agree(judging):
-    """Oracle 3: a judge that looks at nothing, and a denoiser with its probabilities."""
+    """A judge that looks at nothing, and a denoiser with its probabilities."""
     decoder, program = judging
     (name,) = [name for name in program.weights if "embed" in name]
     first = decoder.embed.weight.detach()[:1].expand(KINDS, -1).clone()
@@ -239,7 +238,7 @@ def test_energies_are_the_difference_of_log_probabilities(
 
 
 def test_one_mask_has_the_posterior_of_both_sides(one_call, decoder, target):
-    """Oracle 4: Bayes by brute force; what comes after the mask counts as evidence."""
+    """Bayes by brute force; what comes after the mask counts as evidence."""
     template = (2, MASK, 1)
     numbers = [TEXTS.index((2, token, 1)) for token in range(KINDS)]
     posterior = target[numbers] / target[numbers].sum()
@@ -257,7 +256,7 @@ def test_one_mask_has_the_posterior_of_both_sides(one_call, decoder, target):
 
 
 def test_samples_of_a_batch_are_independent(four_calls, decoder):
-    """Oracle 6, with noise given for every sample."""
+    """With noise given for every sample."""
     after = applied(four_calls, candidates=3)
     given = noise(after, len(TEMPLATES), 5)
     together = after(template=TEMPLATES, **given)["tokens"]
@@ -326,7 +325,7 @@ def test_the_temperature_softens_weights(one_call, base, target):
 
 
 def test_a_bundle_draws_the_same_texts(four_calls, decoder, tmp_path):
-    """Oracle 7, in ONNX Runtime."""
+    """In ONNX Runtime, too."""
     after = applied(four_calls, candidates=3, window=(0.5, 1.0))
     after.export(tmp_path / "bundle")
     with load(tmp_path / "bundle", threads=1) as session:

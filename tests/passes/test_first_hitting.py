@@ -107,7 +107,7 @@ def test_texts_before_the_pass_have_the_law_of_coins(ancestral):
 
 
 def test_texts_of_a_random_order_have_the_law_of_the_process(random):
-    """Prophet's card, oracle 6: one reveal per call, temperature 1."""
+    """One reveal per call, temperature 1."""
     found = texts(random)
     assert p_value(found, named(EXACT)) > FITS
     assert p_value(found, named(ancestral_law(LOGITS, 4))) < DIFFERS

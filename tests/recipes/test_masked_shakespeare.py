@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations, permutations
+from math import comb
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,6 +119,44 @@ def test_the_loss_is_the_mean_over_texts_of_the_mean_over_masks() -> None:
     each = each.view(2, 6)
     by_hand = (each[0][hidden[0]].sum() / 1 + each[1][hidden[1]].sum() / 4) / 2
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-6)
+
+
+def test_the_time_free_bound_is_the_mean_over_orders_and_the_integral_over_times() -> None:
+    torch.manual_seed(0)
+    model = MaskedLanguageModel(3, dim=8, block_count=1, head_count=1, hidden=8).eval()
+    torch.nn.init.normal_(model.head.weight)
+    text = torch.tensor([[0, 2, 1, 1]])
+    losses: dict[frozenset[int], torch.Tensor] = {}
+    with torch.no_grad():
+        for chosen in (frozenset(c) for n in range(1, 5) for c in combinations(range(4), n)):
+            masked = text.clone()
+            masked[0, list(chosen)] = model.mask_id
+            losses[chosen] = F.cross_entropy(model(masked)[0], text[0], reduction="none").double()
+    sums = {chosen: float(loss[list(chosen)].sum()) for chosen, loss in losses.items()}
+    time_free = sum(
+        sum(item for chosen, item in sums.items() if len(chosen) == n) / comb(4, n) / n
+        for n in range(1, 5)
+    )
+    orders = [
+        sum(float(losses[frozenset(order[place:])][order[place]]) for place in range(4))
+        for order in permutations(range(4))
+    ]
+    assert time_free == pytest.approx(sum(orders) / len(orders), rel=1e-9)
+    # Gauss-Legendre is exact for the polynomials in t that the integrand is made of.
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    times = (nodes + 1) / 2
+    integral = sum(
+        float((weights / 2 * times ** (len(chosen) - 1) * (1 - times) ** (4 - len(chosen))).sum())
+        * item
+        for chosen, item in sums.items()
+    )
+    assert time_free == pytest.approx(integral, rel=1e-9)
+    counts = torch.arange(4000) % 4 + 1
+    with torch.no_grad():
+        drawn = masked_text_loss(
+            model, text.expand(4000, 4), counts, torch.Generator().manual_seed(1)
+        )
+    assert float(drawn) == pytest.approx(time_free / 4, rel=0.03)
 
 
 def test_counts_of_masks_are_spread_evenly() -> None:
