@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from optimize.capture.unmask_loop import unmask_program
+from optimize.capture.unmask_loop import remade
 from optimize.ir.exporting import Target
 from optimize.ir.program import Program
 from optimize.ir.unmask import Commit
@@ -121,24 +121,15 @@ class CommitEarly(Pass):
         return replace(self, thresholds=(math.inf,) * len(self.thresholds), gap_over="region")
 
     def rewrite(self, program: Program) -> Rewritten:
-        unmasking, denoiser = program.unmasking, program.decoder
-        assert unmasking is not None and denoiser is not None
+        unmasking = program.unmasking
+        assert unmasking is not None
         region = None
         if self.answer_start is not None:
             region = (self.answer_start, self.answer_length)
         commit = Commit(self.thresholds, self.breakpoints, region, self.gap_over == "masked")
-        chosen = replace(unmasking, commit=commit)
-        made = unmask_program(denoiser, program.weights, chosen)
         note = "commit_early is lossy: what is left when an answer is certain is filled in at once"
-        after = replace(
-            program,
-            graphs=made.graphs,
-            loop=made.loop,
-            tables=made.tables,
-            signature=made.signature,
-            unmasking=chosen,
-            notes=(*program.notes, note),
-        )
+        chosen = replace(unmasking, commit=commit)
+        after = remade(program, chosen, notes=(*program.notes, note))
         return Rewritten(after, ("step",), {"lossy": True, "calls_at_most": unmasking.loop.calls})
 
     def oracles(

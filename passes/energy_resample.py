@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from optimize.capture.unmask_loop import unmask_program
+from optimize.capture.unmask_loop import remade
 from optimize.ir.decode import DecodeLoop
 from optimize.ir.exporting import Target
 from optimize.ir.program import Program
@@ -131,8 +131,8 @@ class EnergyResample(Pass):
         return replace(self, window=(1.0, 0.0))
 
     def rewrite(self, program: Program) -> Rewritten:
-        unmasking, denoiser = program.unmasking, program.decoder
-        assert unmasking is not None and denoiser is not None
+        unmasking = program.unmasking
+        assert unmasking is not None
         low, high = self.window
         chosen = replace(
             unmasking, resample=Resample(self.candidates, (low, high), self.temperature)
@@ -142,17 +142,8 @@ class EnergyResample(Pass):
             made = self._energy(program).graph(program, self.candidates)
             graphs, details = {ENERGY: made.graph}, dict(made.details)
             weights |= made.weights
-        whole = unmask_program(denoiser, weights, chosen, graphs)
-        after = replace(
-            program,
-            graphs=whole.graphs,
-            weights=weights,
-            loop=whole.loop,
-            tables=whole.tables,
-            signature=whole.signature,
-            unmasking=chosen,
-        )
-        (repeat,) = whole.loop.body
+        after = remade(program, chosen, graphs, weights=weights)
+        (repeat,) = after.loop.body
         steps = getattr(repeat, "steps", ())
         details |= {"calls": len(steps), "resampled": steps.count("resample")}
         return Rewritten(after, ("step",), details)

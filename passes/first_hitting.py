@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from optimize.capture.unmask_loop import unmask_program
+from optimize.capture.unmask_loop import remade
 from optimize.ir.exporting import Target
 from optimize.ir.program import Program
 from optimize.ir.unmask import FirstHitting as Hitting
@@ -107,21 +107,12 @@ class FirstHitting(Pass):
         return replace(self, calls=None, keep_order=True, extrapolate=False)
 
     def rewrite(self, program: Program) -> Rewritten:
-        unmasking, denoiser = program.unmasking, program.decoder
-        assert unmasking is not None and denoiser is not None
+        unmasking = program.unmasking
+        assert unmasking is not None
         loop = unmasking.loop
         calls = loop.calls_per_block if self.keep_order else (self.calls or loop.block)
         hitting = Hitting(even_groups(loop.block, calls), self.chosen_rows, self.extrapolate)
-        chosen = replace(unmasking, first_hitting=hitting)
-        made = unmask_program(denoiser, program.weights, chosen)
-        after = replace(
-            program,
-            graphs=made.graphs,
-            loop=made.loop,
-            tables=made.tables,
-            signature=made.signature,
-            unmasking=chosen,
-        )
+        after = remade(program, replace(unmasking, first_hitting=hitting))
         details = {
             "calls": calls * loop.blocks,
             "calls_before": loop.calls,

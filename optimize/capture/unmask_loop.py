@@ -1,7 +1,8 @@
 """Puts the graphs that fill in masked text and the loop that calls them together as a program."""
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -95,6 +96,29 @@ def unmask_program(
         signature=_signature(graphs, unmasking),
         unmasking=unmasking,
         decoder=denoiser,
+    )
+
+
+def remade(
+    program: Program, unmasking: Unmasking, energy: Mapping[str, Graph] | None = None, **more: Any
+) -> Program:
+    """A captured program with another loop around its denoiser, made anew.
+
+    Args:
+        unmasking: what a pass made of the loop.
+        energy: as of `unmask_program`.
+        more: further fields of the program that change.
+    """
+    assert program.decoder is not None
+    made = unmask_program(program.decoder, program.weights, unmasking, energy)
+    return replace(
+        program,
+        graphs=made.graphs,
+        loop=made.loop,
+        tables=made.tables,
+        signature=made.signature,
+        unmasking=unmasking,
+        **more,
     )
 
 

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from optimize.passes.drafts.chimera import Chimera, ChimeraConfig, target_fingerprint
+from optimize.passes.fitted_file import check_shapes, read_fitted
 
 FORMAT = "chimera draft 1"
 
@@ -39,7 +39,7 @@ def load_chimera(path: Path, embedding: torch.Tensor, lm_head: torch.Tensor) -> 
     Raises:
         ValueError: the file is no draft, is damaged, or belongs to another target.
     """
-    metadata, weights = _read(path)
+    metadata, weights = read_fitted(path, FORMAT, "a Chimera draft", "chimera")
     try:
         config = ChimeraConfig(**json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
@@ -54,37 +54,6 @@ def load_chimera(path: Path, embedding: torch.Tensor, lm_head: torch.Tensor) -> 
             f"{found[:12]} (SHA-256 over embedding table and last matrix); fit a draft to this "
             "target"
         )
-    expected = {name: tuple(value.shape) for name, value in chimera.state_dict().items()}
-    shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    if shapes != expected:
-        wrong = sorted(
-            name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name)
-        )
-        raise ValueError(
-            f"{path}: found weights that do not fit its configuration ({', '.join(wrong)}); "
-            "fit the draft again"
-        )
+    check_shapes(path, weights, chimera.state_dict(), "configuration")
     chimera.load_state_dict({name: value.to(lm_head.dtype) for name, value in weights.items()})
     return chimera.eval()
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{path}: found no such file, expected the weights of a Chimera draft; "
-            "optimize.recipes.fit.chimera makes them"
-        ) from error
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: found no readable safetensors file ({error}), expected a Chimera draft"
-        ) from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: found a file of format {metadata.get('format')!r}, expected {FORMAT!r}; "
-            "give the file that save_chimera wrote"
-        )
-    return metadata, weights

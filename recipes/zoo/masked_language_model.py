@@ -98,13 +98,3 @@ def masked_text_loss(
     losses = F.cross_entropy(logits.float().flatten(0, 1), texts.flatten(), reduction="none")
     means = (losses.view_as(hidden) * hidden).sum(-1) / counts
     return means.mean()
-
-
-def start_small(model: MaskedLanguageModel) -> MaskedLanguageModel:
-    """Initial weights: every block starts as the identity, embeddings are small."""
-    nn.init.normal_(model.embed.weight, std=0.2)
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        nn.init.zeros_(block.to_out.weight)
-        nn.init.zeros_(block.from_hidden.weight)
-    return model

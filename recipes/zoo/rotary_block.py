@@ -58,6 +58,15 @@ class Block(nn.Module):
         return rows.reshape(*rows.shape[:2], self.head_count, self.head_dim).transpose(1, 2)
 
 
+def start_small(embed: nn.Embedding, blocks: nn.ModuleList) -> None:
+    """Initial weights for deep models: every block starts as the identity, embeddings are small."""
+    nn.init.normal_(embed.weight, std=0.2)
+    for block in blocks:
+        assert isinstance(block, Block)
+        nn.init.zeros_(block.to_out.weight)
+        nn.init.zeros_(block.from_hidden.weight)
+
+
 def plain_attention(
     query: torch.Tensor,
     key: torch.Tensor,

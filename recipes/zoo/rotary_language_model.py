@@ -103,13 +103,3 @@ class RotaryLanguageModel(nn.Module):
         mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
         logits: torch.Tensor = self(input_ids, positions, mask)
         return logits
-
-
-def start_small(model: RotaryLanguageModel) -> RotaryLanguageModel:
-    """Initial weights for deep models: every block starts as the identity, embeddings are small."""
-    nn.init.normal_(model.embed.weight, std=0.2)
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        nn.init.zeros_(block.to_out.weight)
-        nn.init.zeros_(block.from_hidden.weight)
-    return model

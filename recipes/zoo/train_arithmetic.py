@@ -33,7 +33,8 @@ from optimize.recipes.zoo.arithmetic_data import (
     worked_out,
 )
 from optimize.recipes.zoo.language_model_judge import arithmetic_score
-from optimize.recipes.zoo.rotary_language_model import RotaryLanguageModel, start_small
+from optimize.recipes.zoo.rotary_block import start_small
+from optimize.recipes.zoo.rotary_language_model import RotaryLanguageModel
 from optimize.recipes.zoo.training import RunOptions, options_of_command_line, run_training
 
 UNSCORED = -100
@@ -85,7 +86,7 @@ def train(
     model: RotaryLanguageModel, style: Style, options: ArithmeticOptions, weights: Path
 ) -> None:
     """Trains a model to word its workings in a style; writes weights and a record beside them."""
-    start_small(model)
+    start_small(model.embed, model.blocks)
     source = random.Random(options.seed)
     held_out = draw_problems(options.check_problems, random.Random(CHECK_SEED), held_out=True)
 

@@ -23,8 +23,8 @@ from optimize.recipes.zoo.long_sums_data import (
 from optimize.recipes.zoo.masked_language_model import (
     MaskedLanguageModel,
     masked_text_loss,
-    start_small,
 )
+from optimize.recipes.zoo.rotary_block import start_small
 from optimize.recipes.zoo.training import (
     RunOptions,
     options_of_command_line,
@@ -67,7 +67,7 @@ def share_right(model: MaskedLanguageModel, texts: torch.Tensor) -> float:
 
 def train(model: MaskedLanguageModel, options: LongSumsOptions, out: Path) -> None:
     """Trains on random sums; writes `long_sums.safetensors` and `.json` to `out`."""
-    start_small(model)
+    start_small(model.embed, model.blocks)
     source = random.Random(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     held_out = draw_texts(options.check_problems, random.Random(CHECK_SEED), held_out=True)

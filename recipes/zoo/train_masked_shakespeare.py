@@ -18,10 +18,9 @@ from optimize.recipes.zoo.language_model_judge import windows_of
 from optimize.recipes.zoo.masked_language_model import (
     MaskedLanguageModel,
     masked_text_loss,
-    start_small,
 )
 from optimize.recipes.zoo.masked_shakespeare import LENGTH, WEIGHTS_PATH, new_masked_shakespeare
-from optimize.recipes.zoo.rotary_block import Block, plain_attention
+from optimize.recipes.zoo.rotary_block import Block, plain_attention, start_small
 from optimize.recipes.zoo.shakespeare import load_shakespeare
 from optimize.recipes.zoo.shakespeare_data import VOCABULARY, ShakespeareData, load_shakespeare_data
 from optimize.recipes.zoo.train_shakespeare import windows
@@ -84,7 +83,7 @@ def train(
 ) -> None:
     """Trains on the train works; writes `masked_shakespeare.safetensors` and `.json` to `out`."""
     generator = torch.Generator().manual_seed(options.seed)
-    start_small(model)
+    start_small(model.embed, model.blocks)
     teacher = load_shakespeare()
     with torch.no_grad():
         model.embed.weight[:VOCABULARY] = teacher.embed.weight

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from optimize.recipes.zoo.language_model_judge import text_score, windows_of
-from optimize.recipes.zoo.rotary_language_model import RotaryLanguageModel, start_small
+from optimize.recipes.zoo.rotary_block import start_small
+from optimize.recipes.zoo.rotary_language_model import RotaryLanguageModel
 from optimize.recipes.zoo.shakespeare import WEIGHTS_PATH, new_shakespeare
 from optimize.recipes.zoo.shakespeare_data import (
     ShakespeareData,
@@ -83,7 +84,7 @@ def train(
     if options.start:
         model.load_state_dict(load_file(options.start))
     else:
-        start_small(model)
+        start_small(model.embed, model.blocks)
     if options.compiled:
         for block in model.blocks:
             block.compile(dynamic=False)

@@ -18,7 +18,8 @@ import torch
 
 from optimize.recipes.zoo.as_llama import sampled
 from optimize.recipes.zoo.language_model_judge import agreement, text_score, windows_of
-from optimize.recipes.zoo.rotary_language_model import RotaryLanguageModel, start_small
+from optimize.recipes.zoo.rotary_block import start_small
+from optimize.recipes.zoo.rotary_language_model import RotaryLanguageModel
 from optimize.recipes.zoo.shakespeare import (
     DRAFT_WEIGHTS_PATH,
     load_shakespeare,
@@ -79,7 +80,7 @@ def distillation_loss(
 
 def start_like(draft: RotaryLanguageModel, target: RotaryLanguageModel) -> RotaryLanguageModel:
     """Gives the draft the target's embedding, last norm and output matrix."""
-    start_small(draft)
+    start_small(draft.embed, draft.blocks)
     for name in ("embed", "norm", "head"):
         getattr(draft, name).load_state_dict(getattr(target, name).state_dict())
     return draft

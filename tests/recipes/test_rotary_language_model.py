@@ -17,7 +17,8 @@ from optimize.recipes.zoo.language_model_judge import (
     text_score,
     windows_of,
 )
-from optimize.recipes.zoo.rotary_language_model import RotaryLanguageModel, start_small
+from optimize.recipes.zoo.rotary_block import start_small
+from optimize.recipes.zoo.rotary_language_model import RotaryLanguageModel
 from optimize.runtime import load
 
 VOCABULARY = 23
@@ -143,7 +144,8 @@ def test_windows_are_spread_over_the_text() -> None:
 
 
 def test_blocks_start_as_the_identity() -> None:
-    made = start_small(small_model(0))
+    made = small_model(0)
+    start_small(made.embed, made.blocks)
     asked = texts(1, 6)
     with torch.no_grad():
         expected = made.head(made.norm(made.embed(asked)))
