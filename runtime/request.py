@@ -113,16 +113,20 @@ def _as_array(item: Input | Noise, given: Any) -> NDArray[Any]:
             f"{item.name}: found a masked array, whose mask would be lost; "
             "fill it first with .filled(value)"
         )
+    try:
+        array = np.asarray(given)
+    except ValueError as error:
+        raise RuntimeInputError(
+            f"{item.name}: found lists of unequal lengths, expected {describe(item)}; ask for those "
+            "of one length together"
+        ) from error
     if isinstance(given, (bool, int, float)) or (
         isinstance(given, (list, tuple)) and len(given) > 0
     ):
         # Plain Python numbers carry no dtype of their own: integers may stand for floats.
-        array = np.asarray(given)
         plain = array.dtype.kind in ("i", "f", "b")
         if plain and (array.dtype.kind == expected.kind or expected.kind == "f"):
             return np.ascontiguousarray(array.astype(expected)).reshape(array.shape)
-    else:
-        array = np.asarray(given)
     if array.dtype.kind not in "biuf":
         raise RuntimeInputError(
             f"{item.name}: found {type(given).__name__} of dtype {array.dtype}, "

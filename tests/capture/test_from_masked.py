@@ -304,6 +304,10 @@ BAD_REQUESTS = {
         {"input_ids": np.array([[1, LOGITS, 2]])},
         "input_ids: found values in [1, 48]",
     ),
+    "prompts of unequal lengths": (
+        {"input_ids": [[1, 2, 3], [1, 2]]},
+        "input_ids: found lists of unequal lengths",
+    ),
     "negative token": ({"input_ids": np.array([[-1, 2]])}, "input_ids: found values in [-1, 2]"),
     "other dtype": ({"input_ids": np.zeros((2, 3), np.float32)}, "input_ids: found dtype float32"),
     "template of another length": (
