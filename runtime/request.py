@@ -117,8 +117,8 @@ def _as_array(item: Input | Noise, given: Any) -> NDArray[Any]:
         array = np.asarray(given)
     except ValueError as error:
         raise RuntimeInputError(
-            f"{item.name}: found lists of unequal lengths, expected {describe(item)}; ask for those "
-            "of one length together"
+            f"{item.name}: found lists of unequal lengths, expected {describe(item)}; ask for "
+            "those of one length together"
         ) from error
     if isinstance(given, (bool, int, float)) or (
         isinstance(given, (list, tuple)) and len(given) > 0
