@@ -197,7 +197,7 @@ def change_manifest(bundle, change):
 
 def test_the_tokenizer_is_hashed_like_every_file(bundle, program):
     manifest = parse_manifest((bundle / "manifest.json").read_bytes())
-    assert manifest.prompting == program.prompting and manifest.format_version == "1.4"
+    assert manifest.prompting == program.prompting and manifest.format_version == "1.5"
     assert open_bundle(bundle, strict=True).tokenizer == program.assets["tokenizer.json"]
     content = bytearray(program.assets["tokenizer.json"])
     content[-1] ^= 1
