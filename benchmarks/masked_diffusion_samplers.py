@@ -17,6 +17,7 @@ import optimize.api  # noqa: F401  names of the zoo become sources of energies
 from optimize.ir.decode import Sampling
 from optimize.ir.program import Program
 from optimize.ir.unmask import UnmaskLoop
+from optimize.measure.timing import interleaved_seconds
 from optimize.passes.energy_resample import EnergyResample
 from optimize.passes.first_hitting import FirstHitting
 from optimize.passes.pass_base import Pass
@@ -181,14 +182,9 @@ def _asking(model: Any) -> Callable[[], Any]:
 
 
 def _in_turns(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each way for one text, run in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            seconds[name].append((time.perf_counter() - start) / BATCH)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    """Median seconds of each way for one text."""
+    found = interleaved_seconds(ways, repeats, warmup=0)
+    return {name: statistics.median(seconds) / BATCH for name, seconds in found.items()}
 
 
 def _gumbel_seconds() -> float:

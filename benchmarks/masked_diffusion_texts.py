@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from optimize.measure.quality import Interval
+from optimize.measure.quality import Interval, bootstrap_interval
 from optimize.recipes.zoo.language_model_judge import windows_of
 from optimize.recipes.zoo.masked_shakespeare import LENGTH, load_masked_shakespeare
 from optimize.recipes.zoo.shakespeare import load_shakespeare
@@ -83,10 +84,7 @@ def _entropy(text: torch.Tensor) -> float:
 
 
 def _mean(values: list[float]) -> Interval:
-    numbers = torch.tensor(values, dtype=torch.float64)
-    half = 1.96 * float(numbers.std()) / math.sqrt(len(numbers))
-    middle = float(numbers.mean())
-    return Interval(middle, middle - half, middle + half)
+    return bootstrap_interval(np.asarray(values), lambda rows: float(rows.mean()), 1000, seed=0)
 
 
 def _three(interval: Interval) -> tuple[float, float, float]:

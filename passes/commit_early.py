@@ -27,8 +27,8 @@ from optimize.ir.exporting import Target
 from optimize.ir.program import Program
 from optimize.ir.unmask import Commit
 from optimize.passes.choices import Choice, OneOf
-from optimize.passes.first_hitting import reveal_oracles
 from optimize.passes.pass_base import Numerics, OracleResult, Pass, Rewritten
+from optimize.passes.reveal_check import reveal_oracles
 
 GapOver = Literal["region", "masked"]
 

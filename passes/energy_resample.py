@@ -26,15 +26,15 @@ from typing import Any, ClassVar, Literal, Self, get_args
 from optimize.capture.unmask_loop import remade
 from optimize.ir.decode import DecodeLoop
 from optimize.ir.exporting import Target
-from optimize.ir.program import Program
+from optimize.ir.program import Program, denoising_repeat
 from optimize.ir.unmask import Resample
 from optimize.passes.choices import Choice
 from optimize.passes.drafts.catalog import captured_source, file_of, tokenizer_of
 from optimize.passes.energies.autoregressive import AutoregressiveEnergy
-from optimize.passes.energies.energy_base import ENERGY, Energy
+from optimize.passes.energies.energy_base import Energy
 from optimize.passes.energies.nce_head import NoiseContrastiveEnergy
-from optimize.passes.first_hitting import reveal_oracles
 from optimize.passes.pass_base import Declined, Numerics, OracleResult, Pass, Rewritten
+from optimize.passes.reveal_check import reveal_oracles
 
 EnergyKind = Literal["model", "head"]
 
@@ -120,7 +120,7 @@ class EnergyResample(Pass):
         if unmasking.first_hitting is not None and unmasking.first_hitting.extrapolate:
             return "first_hitting extrapolates predictions of single tokens; use one of the two"
         if self.source is None:
-            return None if self._is_empty(program) else "found no source of an energy; give one"
+            return None if self._is_empty else "found no source of an energy; give one"
         try:
             return self._energy(program).declines(program)
         except Declined as error:
@@ -137,14 +137,13 @@ class EnergyResample(Pass):
         chosen = replace(
             unmasking, resample=Resample(self.candidates, (low, high), self.temperature)
         )
-        graphs, weights, details = {}, dict(program.weights), {}
-        if not self._is_empty(program):
+        if self._is_empty:
+            after, details = remade(program, chosen), {}
+        else:
             made = self._energy(program).graph(program, self.candidates)
-            graphs, details = {ENERGY: made.graph}, dict(made.details)
-            weights |= made.weights
-        after = remade(program, chosen, graphs, weights=weights)
-        (repeat,) = after.loop.body
-        steps = getattr(repeat, "steps", ())
+            weights = {**program.weights, **made.weights}
+            after, details = remade(program, chosen, made.graph, weights=weights), {**made.details}
+        steps = denoising_repeat(after).steps
         details |= {"calls": len(steps), "resampled": steps.count("resample")}
         return Rewritten(after, ("step",), details)
 
@@ -154,7 +153,8 @@ class EnergyResample(Pass):
         """What was given stays, and all is filled in."""
         return reveal_oracles(after, request)
 
-    def _is_empty(self, program: Program) -> bool:
+    @property
+    def _is_empty(self) -> bool:
         return self.window[0] > self.window[1]
 
     def _energy(self, program: Program) -> Energy:

@@ -23,8 +23,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
 from optimize.capture.unmask_loop import remade
 from optimize.ir.exporting import Target
 from optimize.ir.program import Program
@@ -32,6 +30,7 @@ from optimize.ir.unmask import FirstHitting as Hitting
 from optimize.ir.unmask import even_groups
 from optimize.passes.choices import Choice, OneOf
 from optimize.passes.pass_base import Numerics, OracleResult, Pass, Rewritten
+from optimize.passes.reveal_check import reveal_oracles
 
 
 @dataclass(frozen=True)
@@ -129,25 +128,3 @@ class FirstHitting(Pass):
     ) -> list[OracleResult]:
         """What was given stays, all is filled in, and each call reveals as many as planned."""
         return reveal_oracles(after, request)
-
-
-def reveal_oracles(program: Program, request: Mapping[str, Any]) -> list[OracleResult]:
-    """Checks of every loop that fills in text, on one request."""
-    unmasking = program.unmasking
-    assert unmasking is not None
-    mask_id, given = unmasking.loop.mask, dict(request)
-    seed = given.pop("seed", 0)
-    texts = np.stack(program.watch(("text",), seed=seed, **given)["text"])
-    masked = texts == mask_id
-    changed = ((texts[1:] != texts[:-1]) & ~masked[:-1]).sum()
-    left = masked[-1].sum()
-    widest = max(unmasking.groups)
-    shown = masked.sum(-1)
-    most = int((shown[:-1] - shown[1:]).max(initial=0))
-    results = [
-        OracleResult("tokens that changed after they were filled in", float(changed), 0.0),
-        OracleResult("masks left at the end", float(left), 0.0),
-    ]
-    if unmasking.first_hitting is not None:
-        results.append(OracleResult("most reveals of a call", float(most), float(widest)))
-    return results

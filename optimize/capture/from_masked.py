@@ -116,27 +116,29 @@ class MaskedDenoiser(nn.Module):
         return (logits_of(self.module(**{self.loop.tokens: input_ids}, **given)),)
 
 
-def prompted(program: Program, content: bytes, prompting: Prompting) -> Program:
-    """The program with a tokenizer, so that a request may be a prompt."""
-    return replace(program, prompting=prompting, assets={prompting.tokenizer: content})
+def with_prompts(program: Program, tokenizer: bytes, template: Template) -> Program:
+    """The program with a tokenizer, so that a request may be a prompt.
 
-
-def prompting_of(unmasking: Unmasking, template: Template, pad_token: int) -> Prompting:
-    """How prompts become requests of a program; it is without `lengths`, for there is no padding.
+    It is without `lengths`, for there is no padding.
 
     Args:
-        pad_token: any token of text; nothing is padded.
+        tokenizer: content of its file.
+        template: what prompts are put into.
     """
-    return Prompting(
+    unmasking = program.unmasking
+    assert unmasking is not None
+    prompting = Prompting(
         tokenizer=TOKENIZER_FILE,
         lengths=None,
         template=template.text,
         stop_tokens=unmasking.loop.stop_tokens,
-        pad_token=pad_token,
+        # Any token of text: nothing is padded.
+        pad_token=int(unmasking.loop.mask == 0),
         add_special_tokens=template.add_special_tokens,
         longest_prompt=unmasking.loop.max_prompt,
         vocabulary=unmasking.vocabulary,
     )
+    return replace(program, prompting=prompting, assets={TOKENIZER_FILE: tokenizer})
 
 
 def _with_mask(loop: UnmaskLoop, model: nn.Module, tokenizer: Any) -> UnmaskLoop:
@@ -181,8 +183,7 @@ def _with_text(program: Program, tokenizer: Any, template: str | None) -> Progra
             "away, or raise max_prompt"
         )
     chosen = template_of(tokenizer, None, template, has_image=False)
-    pad = next(token for token in (0, 1) if token != unmasking.loop.mask_id)
-    return prompted(program, content, prompting_of(unmasking, chosen, pad))
+    return with_prompts(program, content, chosen)
 
 
 def logits_of(output: Any) -> torch.Tensor:

@@ -36,6 +36,9 @@ TABLES = ("block", "place", "reveal", "count", "masked_share", "threshold")
 REQUEST = ("input_ids", "temperature", "top_p")
 """Inputs of graphs that a request gives."""
 
+ENERGY = "energy"
+"""Role and output of the graph that judges candidates."""
+
 TEMPLATE = "template"
 """The request field for texts with some tokens given: what is masked in it is filled in."""
 
@@ -44,7 +47,7 @@ def unmask_program(
     denoiser: Graph,
     weights: Mapping[str, torch.Tensor],
     unmasking: Unmasking,
-    energy: Mapping[str, Graph] | None = None,
+    energy: Graph | None = None,
 ) -> Program:
     """The program that fills in text with a captured denoiser.
 
@@ -52,8 +55,7 @@ def unmask_program(
         denoiser: as `UnmaskGraphs` takes it.
         weights: of all graphs.
         unmasking: the loop, and what passes made of it.
-        energy: role → graph, run on candidates in order where the loop resamples; the last one has
-            the output "energy" [B * k].
+        energy: what judges candidates where the loop resamples; it has the output `ENERGY` [B * k].
     """
     maker = UnmaskGraphs(denoiser, unmasking)
     tables = tables_of(unmasking)
@@ -66,12 +68,11 @@ def unmask_program(
         steps = ["resample" if low <= share <= high else "step" for share in shares.tolist()]
     if "resample" in steps:
         assert energy is not None
-        graphs |= {"propose": maker.propose(), **energy}
-        made = {
-            name: node for graph in graphs.values() for name, node in graph.output_nodes().items()
-        }
-        graphs["choose"] = maker.choose(made["candidates"], made["energy"])
-        bodies["resample"] = tuple(role for role in graphs if role != "step")
+        propose = maker.propose()
+        chosen = propose.output_nodes()["candidates"], energy.output_nodes()[ENERGY]
+        resample = {"propose": propose, ENERGY: energy, "choose": maker.choose(*chosen)}
+        bodies["resample"] = tuple(resample)
+        graphs |= resample
         if "step" not in steps:
             del graphs["step"]
     calls = {role: _call(role, graph) for role, graph in graphs.items()}
@@ -100,7 +101,7 @@ def unmask_program(
 
 
 def remade(
-    program: Program, unmasking: Unmasking, energy: Mapping[str, Graph] | None = None, **more: Any
+    program: Program, unmasking: Unmasking, energy: Graph | None = None, **more: Any
 ) -> Program:
     """A captured program with another loop around its denoiser, made anew.
 

@@ -104,7 +104,7 @@ class UnmaskGraphs:
         def choose(
             texts: torch.Tensor, energies: torch.Tensor, uniforms: torch.Tensor
         ) -> torch.Tensor:
-            return rules.best_of(texts, energies, uniforms, resample.temperature)
+            return rules.resampled(texts, energies, uniforms, resample.temperature)
 
         chosen = record(made.builder, choose, texts, energies, uniforms)
         made.fill_from(chosen)

@@ -181,7 +181,7 @@ def is_certain(
     return (mean >= threshold) | (number == 0)
 
 
-def best_of(
+def resampled(
     candidates: torch.Tensor, energies: torch.Tensor, uniforms: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """One of k texts, drawn with weights exp(-energy / temperature).

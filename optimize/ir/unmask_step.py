@@ -16,7 +16,7 @@ from optimize.ir.graph import Graph
 from optimize.ir.recording import record
 from optimize.ir.row_rewrite import GATHER
 from optimize.ir.token_axis import CannotSubset
-from optimize.ir.unmask import Unmasking
+from optimize.ir.unmask import Commit, Unmasking
 
 Nodes = dict[str, fx.Node]
 
@@ -105,14 +105,17 @@ class UnmaskStep:
 
     def fill_whole(self) -> None:
         """Logits of the whole text; coins or how sure the model is say which masks to fill in."""
-        block, loop = self.block(), self.loop
+        block, kind = self.block(), self.loop.remasking
         logits = self.logits()
         tokens = self._drawn(logits, self.uniforms())
-        if loop.remasking == "ancestral":
-            which = self._by_coins(block)
+        if self.loop.order_is_blind:
+            which = self._by_chance(block)
         else:
-            which = self._by_score(block, logits, tokens)
-        self._settle(tokens, which, logits)
+            score = record(self.builder, lambda z, t: rules.certainty(kind, z, t), logits, tokens)
+            which = self._by_score(block, score)
+        if self.unmasking.commit is not None:
+            which = self._with_rest(which, logits, self.unmasking.commit)
+        self._fill(which, tokens)
 
     def fill_places(self) -> None:
         """Masks drawn at random, with the logits of the whole text."""
@@ -122,8 +125,7 @@ class UnmaskStep:
         hitting = self.unmasking.first_hitting
         if hitting is not None and hitting.extrapolate and times is not None:
             chosen = self._carried_on(logits, chosen, places, tau, times)
-        tokens = self._drawn(chosen, self._at(self.uniforms(), places))
-        self.outputs["text"] = record(self.builder, rules.put, self.text, places, tokens, counts)
+        self._put_drawn(chosen, places, counts)
 
     def fill_chosen_rows(self) -> None:
         """Masks drawn at random; what follows the last attention runs on their rows only."""
@@ -135,28 +137,18 @@ class UnmaskStep:
             return torch.clamp(places + first, min=0)
 
         index = record(self.builder, rows, places, self.sequence)
-        few = rows_of(self.denoiser, len_of(places))
+        few = rows_of(self.denoiser, max(self.unmasking.groups))
         arguments = {**self._arguments(tau), "wanted_rows": index}
         made = self.builder.inline(few, arguments, evaluate=True)
-        logits = self._of_text(made["logits"])
-        tokens = self._drawn(logits, self._at(self.uniforms(), places))
-        self.outputs["text"] = record(self.builder, rules.put, self.text, places, tokens, counts)
+        self._put_drawn(self._of_text(made["logits"]), places, counts)
 
     def fill_from(self, tokens: fx.Node) -> None:
         """Tokens of a whole text; chance says at which masks they are taken."""
-        if self.unmasking.first_hitting is not None:
-            places, counts, *_ = self._places()
-            chosen = record(self.builder, lambda t, p: t.gather(1, p), tokens, places)
-            self.outputs["text"] = record(
-                self.builder, rules.put, self.text, places, chosen, counts
-            )
+        if self.unmasking.first_hitting is None:
+            self._fill(self._by_chance(self.block()), tokens)
             return
-        block = self.block()
-        if self.loop.remasking == "ancestral":
-            which = self._by_coins(block)
-        else:
-            which = self._by_score(block, None, None)
-        self._settle(tokens, which, None)
+        places, counts, *_ = self._places()
+        self._put(self._at(tokens, places), places, counts)
 
     def finished(self) -> Graph:
         """The graph, with what every call says of the text."""
@@ -202,26 +194,36 @@ class UnmaskStep:
         made: fx.Node = record(self.builder, draw, logits, *uniforms, *self.sampling())
         return made
 
-    def _at(self, uniforms: tuple[fx.Node, ...], places: fx.Node) -> tuple[fx.Node, ...]:
-        return tuple(
-            record(self.builder, lambda u, p: u.gather(1, p), item, places) for item in uniforms
-        )
+    def _at(self, row: fx.Node, places: fx.Node) -> fx.Node:
+        """[B, g]: what a row [B, G] has at places."""
+        found: fx.Node = record(self.builder, lambda r, p: r.gather(1, p), row, places)
+        return found
 
-    def _by_coins(self, block: fx.Node) -> fx.Node:
+    def _put_drawn(self, logits: fx.Node, places: fx.Node, counts: fx.Node) -> None:
+        """Draws tokens from logits [B, g, V] and puts them at their places."""
+        uniforms = tuple(self._at(item, places) for item in self.uniforms())
+        self._put(self._drawn(logits, uniforms), places, counts)
+
+    def _put(self, tokens: fx.Node, places: fx.Node, counts: fx.Node) -> None:
+        self.outputs["text"] = record(self.builder, rules.put, self.text, places, tokens, counts)
+
+    def _fill(self, which: fx.Node, tokens: fx.Node) -> None:
+        self.outputs["text"] = record(self.builder, torch.where, which, tokens, self.text)
+
+    def _by_chance(self, block: fx.Node) -> fx.Node:
+        """[B, G] bool: by a coin for each mask, or by the largest of random keys."""
         keys = self.noise("keys", (self.batch, self.loop.length))
+        if self.loop.remasking == "random":
+            return self._by_score(block, keys)
         chance = self.input("reveal", (), torch.float64)
         made: fx.Node = record(self.builder, lambda m, u, p: m & (u < p), block, keys, chance)
         return made
 
-    def _by_score(self, block: fx.Node, logits: fx.Node | None, tokens: fx.Node | None) -> fx.Node:
-        kind, calls = self.loop.remasking, self.unmasking.calls_per_block
+    def _by_score(self, block: fx.Node, score: fx.Node) -> fx.Node:
+        """[B, G] bool: the masks of the largest scores, a call's share of their block."""
+        calls = self.unmasking.calls_per_block
         place = self.input("place", (), torch.int64)
         masks = self.input("block_masks", (self.batch,), torch.int64)
-        if kind == "random":
-            score = self.noise("keys", (self.batch, self.loop.length))
-        else:
-            assert logits is not None and tokens is not None
-            score = record(self.builder, lambda z, t: rules.certainty(kind, z, t), logits, tokens)
 
         def which(
             block: torch.Tensor, score: torch.Tensor, place: torch.Tensor, masks: torch.Tensor
@@ -235,26 +237,23 @@ class UnmaskStep:
         found: fx.Node = chosen
         return found
 
-    def _settle(self, tokens: fx.Node, which: fx.Node, logits: fx.Node | None) -> None:
-        commit, mask_id = self.unmasking.commit, self.loop.mask
-        if commit is not None and logits is not None:
-            threshold = self.input("threshold", (), torch.float32)
-            first, count = commit.region or (0, self.loop.length)
-            masked_only = commit.masked_only or commit.region is None
+    def _with_rest(self, which: fx.Node, logits: fx.Node, commit: Commit) -> fx.Node:
+        """[B, G] bool: these masks, and all that are left where the answer is certain."""
+        mask_id, threshold = self.loop.mask, self.input("threshold", (), torch.float32)
+        first, count = commit.region or (0, self.loop.length)
+        masked_only = commit.masked_only or commit.region is None
 
-            def with_rest(
-                which: torch.Tensor, logits: torch.Tensor, text: torch.Tensor, least: torch.Tensor
-            ) -> torch.Tensor:
-                masked = text == mask_id
-                numbers = torch.arange(text.shape[1], device=text.device)
-                region = (numbers >= first) & (numbers < first + count)
-                sure = rules.is_certain(logits, masked, region, least, masked_only)
-                return which | (masked & sure[:, None])
+        def with_rest(
+            which: torch.Tensor, logits: torch.Tensor, text: torch.Tensor, least: torch.Tensor
+        ) -> torch.Tensor:
+            masked = text == mask_id
+            numbers = torch.arange(text.shape[1], device=text.device)
+            region = (numbers >= first) & (numbers < first + count)
+            sure = rules.is_certain(logits, masked, region, least, masked_only)
+            return which | (masked & sure[:, None])
 
-            which = record(self.builder, with_rest, which, logits, self.text, threshold)
-        self.outputs["text"] = record(
-            self.builder, lambda w, t, old: torch.where(w, t, old), which, tokens, self.text
-        )
+        made: fx.Node = record(self.builder, with_rest, which, logits, self.text, threshold)
+        return made
 
     def _places(self) -> tuple[fx.Node, fx.Node, fx.Node | None, fx.Node | None]:
         """Places, which of them count, the time of the call, and the times of the reveals."""
@@ -318,11 +317,6 @@ class UnmaskStep:
         self.outputs["previous"] = record(self.builder, torch.clone, logits)
         self.outputs["previous_tau"] = record(self.builder, torch.clone, tau)
         return made
-
-
-def len_of(places: fx.Node) -> int:
-    """How many places there are for a sample."""
-    return int(places.meta["val"].shape[1])
 
 
 def rows_of(denoiser: Graph, count: int) -> Graph:

@@ -139,7 +139,7 @@ def _model(program: Program, source: str) -> ModelDraft:
             f"{needed} as the target is captured for"
         )
     _check_positions(draft, source)
-    theirs, ours = _parameters(program), _parameters(draft)
+    theirs, ours = decoder_parameters(program), decoder_parameters(draft)
     if ours >= theirs:
         raise Declined(
             f"{source}: found {ours} parameters, expected fewer than the target's {theirs}: a "
@@ -152,7 +152,8 @@ def _model(program: Program, source: str) -> ModelDraft:
     return ModelDraft(decoder, weights, own.position_shift, details)
 
 
-def _parameters(program: Program) -> int:
+def decoder_parameters(program: Program) -> int:
+    """How many numbers the weights of a program's decoder are."""
     assert program.decoder is not None
     names = set(program.decoder.weights.values())
     return sum(program.weights[name].numel() for name in names)

@@ -17,6 +17,7 @@ from optimize.ir.decoder_rows import with_prefix
 from optimize.ir.graph import Graph
 from optimize.ir.program import Program
 from optimize.ir.recording import record
+from optimize.passes.drafts.catalog import decoder_parameters
 from optimize.passes.energies.energy_base import EnergyGraph, EnergyInputs, repeated
 
 PREFIX = "energy."
@@ -112,13 +113,9 @@ class AutoregressiveEnergy:
             made.log_probabilities,
             made.text,
         )
-        details = {"model": self.name, "parameters": _parameters(self.model, decoder)}
+        details = {"model": self.name, "parameters": decoder_parameters(self.model)}
         return EnergyGraph(made.finished(result), _weights(self.model, prefixed), details)
 
 
 def _weights(model: Program, prefixed: Graph) -> Mapping[str, torch.Tensor]:
     return {name: model.weights[name[len(PREFIX) :]] for name in prefixed.weights.values()}
-
-
-def _parameters(model: Program, decoder: Graph) -> int:
-    return sum(model.weights[name].numel() for name in set(decoder.weights.values()))

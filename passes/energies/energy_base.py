@@ -14,13 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
+from optimize.capture.unmask_loop import ENERGY
 from optimize.ir.builder import Builder, fake_mode_of
 from optimize.ir.graph import Graph
 from optimize.ir.program import Program
 from optimize.ir.unmask import UnmaskLoop
-
-ENERGY = "energy"
-"""Role and output of the graph."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from optimize.capture.from_masked import capture_masked_model, prompted, prompting_of
+from optimize.capture.from_masked import capture_masked_model, with_prompts
 from optimize.capture.prompt_template import Template
 from optimize.ir.program import Program
 from optimize.ir.unmask import UnmaskLoop
@@ -56,6 +56,4 @@ def long_sums_program(loop: UnmaskLoop | None = None) -> Program:
         stop_tokens=(END,),
     )
     program = capture_masked_model(load_long_sums(), loop=loop)
-    assert program.unmasking is not None
-    prompting = prompting_of(program.unmasking, Template(PROMPT, add_special_tokens=False), END)
-    return prompted(program, word_tokenizer(WORDS), prompting)
+    return with_prompts(program, word_tokenizer(WORDS), Template(PROMPT, add_special_tokens=False))

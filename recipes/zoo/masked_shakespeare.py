@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from optimize.capture.from_masked import capture_masked_model, prompted, prompting_of
+from optimize.capture.from_masked import capture_masked_model, with_prompts
 from optimize.capture.prompt_template import Template
 from optimize.ir.decode import Sampling
 from optimize.ir.program import Program
 from optimize.ir.unmask import UnmaskLoop
 from optimize.recipes.zoo.masked_language_model import MaskedLanguageModel
-from optimize.recipes.zoo.shakespeare_data import END, TOKENIZER_PATH, VOCABULARY
+from optimize.recipes.zoo.shakespeare_data import TOKENIZER_PATH, VOCABULARY
 from optimize.recipes.zoo.weights import with_weights
 from optimize.runtime.prompting import PROMPT
 
@@ -52,8 +52,8 @@ def masked_shakespeare_program(loop: UnmaskLoop | None = None) -> Program:
         max_prompt=LENGTH // 2,
     )
     program = capture_masked_model(load_masked_shakespeare(), loop=loop)
-    assert program.unmasking is not None
     if not loop.max_prompt:
         return program
-    prompting = prompting_of(program.unmasking, Template(PROMPT, add_special_tokens=False), END)
-    return prompted(program, TOKENIZER_PATH.read_bytes(), prompting)
+    return with_prompts(
+        program, TOKENIZER_PATH.read_bytes(), Template(PROMPT, add_special_tokens=False)
+    )

@@ -208,7 +208,7 @@ def test_the_best_is_drawn_with_weights_that_fall_with_the_energy():
         for token, (low, high) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
             for place in (low + 1e-9, high - 1e-9):
                 uniforms = torch.tensor([place, token / 3 + 0.1]).double()
-                found = rules.best_of(texts, energies, uniforms, temperature)
+                found = rules.resampled(texts, energies, uniforms, temperature)
                 assert found.tolist() == [[token] * 2, [3 + token] * 2]
 
 

@@ -138,9 +138,9 @@ def test_texts_go_to_the_target_as_candidates_grow(one_call, base, target):
 
 def test_energies_of_the_wrong_sign_lead_away(one_call, base, target, monkeypatch):
     """The released sampler's sign."""
-    right = rules.best_of
+    right = rules.resampled
     monkeypatch.setattr(
-        rules, "best_of", lambda texts, energies, *given: right(texts, -energies, *given)
+        rules, "resampled", lambda texts, energies, *given: right(texts, -energies, *given)
     )
     found = [
         distance(frequencies(drawn(applied(one_call, candidates=count))), target)
